@@ -1,0 +1,48 @@
+# Every target sets up what it needs: `make test` and `make demo` work on a fresh clone.
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+DEMO_DIR := demo-data
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint check soak bench fmt clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: .venv/.ready  ## make .venv with pinned packages (fast when nothing changed)
+
+.venv/.ready: pyproject.toml requirements-dev.lock .ci/setup
+	@PYTHON='$(PYTHON)' sh .ci/setup
+
+demo: setup  ## run the main job: earthquakes into an Iceberg table, no server needed
+	$(BIN)/conveyord run examples/earthquakes.yaml --data-dir $(DEMO_DIR)
+	$(BIN)/conveyord query "SELECT count(*) AS quakes, max(mag) AS strongest FROM seismic.quakes" --data-dir $(DEMO_DIR)
+	$(BIN)/conveyord audit seismic.quakes --data-dir $(DEMO_DIR)
+
+test: setup  ## the tests, under ten minutes on two cores
+	$(PYTEST) -q -n 2
+
+lint: setup  ## ruff, mypy --strict, import contracts, flake8-async, sizes and habits
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/flake8 conveyord tests
+	$(PYTEST) -q tests/test_tidy.py
+
+check: setup  ## longer proofs: kill loops, fault injection; under 30 minutes
+	$(PYTEST) -q -m check
+
+soak: setup  ## hours of the same, before an issue is resolved
+	HYPOTHESIS_PROFILE=soak $(PYTEST) -q -m "check or soak"
+
+bench: setup  ## ratios against the bare loops, see benchmarks/
+	$(BIN)/python -m benchmarks
+
+fmt: setup  ## format, and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove everything that was made here, .venv included
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist $(DEMO_DIR)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

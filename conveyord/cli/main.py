@@ -1,0 +1,62 @@
+"""The command groups, and how a command line ends in an exit code.
+
+Nothing heavy is imported here: every command imports what it needs when it runs, so that `--help`
+and shell completion answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from conveyord import __version__
+from conveyord.cli.audit import audit
+from conveyord.cli.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED
+from conveyord.cli.query import query
+from conveyord.cli.run import run
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(context_settings=_SETTINGS)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def conveyord() -> None:
+    r"""Move records into lakehouse tables, exactly once.
+
+    \b
+    Exit codes: 0 done, 1 it failed, 2 the command line or a file is wrong,
+    130 or 143 stopped at once by a second Ctrl-C or SIGTERM.
+    """
+
+
+@click.group(context_settings=_SETTINGS)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def conveyorctl() -> None:
+    """Look into what conveyord keeps."""
+
+
+conveyord.add_command(run)
+for _command in (query, audit):
+    conveyord.add_command(_command)
+    conveyorctl.add_command(_command)
+
+
+def invoke(group: click.Group, name: str) -> int:
+    """Run one command line and return its exit code. Failures of a verb are already reported by it."""
+    try:
+        code = group.main(prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away (`| head`). Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    return code if isinstance(code, int) else 0

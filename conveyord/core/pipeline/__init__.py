@@ -1,0 +1,1 @@
+"""What a pipeline definition may say."""

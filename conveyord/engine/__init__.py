@@ -1,0 +1,1 @@
+"""Runs a pipeline graph: messages, operator contracts, schemas, execution."""

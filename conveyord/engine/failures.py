@@ -1,0 +1,63 @@
+"""What went wrong in a run, and where."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from conveyord.core.errors import ConveyordError, StorageFull
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Let a nursery's single error out as itself instead of in a group.
+
+    Several expected errors come out as the first of them: one cause is what a user can act on. A group
+    that holds a bug stays whole, because each of its tracebacks may be needed.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        leaves = list(_leaves(group))
+        if len(leaves) == 1 or all(isinstance(leaf, ConveyordError) for leaf in leaves):
+            raise leaves[0] from leaves[0].__cause__
+        raise
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+@contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Turn what the operating system says of a full or read-only disk into a sentence about `what`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            remedy = "free space and run again; it goes on from the last commit"
+        elif error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
+            remedy = "make it writable and run again"
+        else:
+            raise
+        raise StorageFull(f"{what}: cannot be written ({error.strerror or error}); {remedy}") from error
+
+
+@dataclass(slots=True)
+class Failures:
+    """The expected failures of a run's stages, first one first. The first is the run's reason."""
+
+    by_stage: list[tuple[str, ConveyordError]] = field(default_factory=list)
+
+    def add(self, stage: str, error: ConveyordError) -> None:
+        self.by_stage.append((stage, error))
+
+    @property
+    def first(self) -> tuple[str, ConveyordError] | None:
+        return self.by_stage[0] if self.by_stage else None

@@ -1,0 +1,207 @@
+"""Reads files through a `BlockDecoder`: blocks decoded in parallel, batches sent in order.
+
+Order and repeatability are what exactly-once rests on, so nothing here depends on which thread was
+faster: a block is decoded under the schema known when it was drawn; if an earlier block grew the
+schema meanwhile and this one grew it too, it is decoded again under the grown one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import pyarrow as pa
+import structlog
+import trio
+from pydantic import Field
+
+from conveyord.core.errors import RecordError
+from conveyord.core.flow.positions import Partition, Positions, Span
+from conveyord.core.flow.tally import Tally
+from conveyord.core.units import Bytes
+from conveyord.engine.contracts import OperatorConfig, Outlet, Source
+from conveyord.engine.decoding import SAMPLE_BYTES, BadRecord, BlockDecoder, Decoded
+from conveyord.engine.ordered import ordered_map
+from conveyord.engine.provenance import with_provenance
+from conveyord.engine.schema import fit, merge
+from conveyord.storage.files import MARK_BYTES, Block, BlockReader, discover, head_of, line_number, mark_of
+
+log = structlog.get_logger(__name__)
+
+HEAD_BYTES = 1024 * 1024  # a header (a byte order mark, the names of the columns) must end within this
+
+Layout = TypeVar("Layout")
+
+
+class FileSourceConfig(OperatorConfig):
+    """What every file source takes."""
+
+    path: str = Field(description="A file or a glob (`**` crosses folders), relative to the working directory.")
+    block_bytes: Bytes = Field(
+        default=8 * 1024 * 1024, ge=64 * 1024, le=256 * 1024 * 1024, description="Bytes decoded at a time."
+    )
+    max_record_bytes: Bytes = Field(
+        default=16 * 1024 * 1024, ge=1024, le=1024**3, description="A longer record is a bad record."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _File(Generic[Layout]):
+    """One file to read from where it was left."""
+
+    path: Path
+    partition: Partition
+    layout: Layout
+    header_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Job(Generic[Layout]):
+    """One block and the schema it is first decoded under."""
+
+    file: _File[Layout]
+    block: Block
+    schema: pa.Schema
+
+
+class FileSource(Source, Generic[Layout]):
+    """Base of the file sources. A subclass gives the decoder; everything else is the same for all formats."""
+
+    config: FileSourceConfig
+
+    def decoder(self) -> BlockDecoder[Layout]:
+        """The decoder for this source's configuration."""
+        raise NotImplementedError
+
+    async def run(self, out: Outlet, *, fences: tuple[Positions, ...], drain: trio.Event) -> None:
+        """See `Source.run`. Files are read one after the other in the order of their paths."""
+        decoder = self.decoder()
+        paths = await self.context.in_thread(discover, self.config.path)
+        self._schema = await self.context.in_thread(self._sample, decoder, paths)
+        jobs = self._jobs(decoder, paths, fences, drain)
+
+        async def decode(job: _Job[Layout]) -> Decoded:
+            return await self.context.in_thread(decoder.decode, job.block.data, job.schema, job.file.layout)
+
+        async with ordered_map(jobs, decode, width=self.context.threads.total_tokens + 1) as results:
+            async for job, decoded in results:
+                await self._emit(out, decoder, job, await self._current(decoder, job, decoded))
+
+    def _sample(self, decoder: BlockDecoder[Layout], paths: list[Path]) -> pa.Schema:
+        """The schema of the first `SAMPLE_BYTES` of the source, always from its beginning. Blocking.
+
+        Not from where reading goes on: a restart must type the same columns the same way.
+        """
+        samples: list[tuple[Layout, bytearray]] = []
+        left = SAMPLE_BYTES
+        for path in paths:
+            head = head_of(path, left)
+            skip, layout = _begin(decoder, path, head)
+            whole = decoder.boundary(head) if len(head) == left else len(head)
+            if not samples or samples[-1][0] != layout:
+                samples.append((layout, bytearray()))
+            samples[-1][1].extend(head[skip:whole])
+            if not head.endswith(b"\n"):
+                samples[-1][1].extend(b"\n")
+            left -= len(head)
+            if left <= 0:
+                break
+        schemas = [decoder.infer(bytes(sample), layout) for layout, sample in samples]
+        return reduce(merge, schemas)
+
+    async def _jobs(
+        self,
+        decoder: BlockDecoder[Layout],
+        paths: list[Path],
+        fences: tuple[Positions, ...],
+        drain: trio.Event,
+    ) -> AsyncGenerator[_Job[Layout], None]:
+        for path in paths:
+            file, blocks = await self.context.in_thread(self._open, decoder, path, fences)
+            while not drain.is_set():
+                try:
+                    block = await self.context.in_thread(next, blocks, None)
+                except RecordError as error:
+                    if not self.context.skip_bad:
+                        raise
+                    log.warning("passing over the rest of a damaged file", place=error.place, reason=error.reason)
+                    break
+                if block is None:
+                    break
+                yield _Job(file, block, self._schema)
+
+    def _open(
+        self, decoder: BlockDecoder[Layout], path: Path, fences: tuple[Positions, ...]
+    ) -> tuple[_File[Layout], Iterator[Block]]:
+        """Open one file at the lowest fence. Blocking. Refused if it is not the file that was read before."""
+        partition = Partition(self.context.stage, str(path))
+        header_bytes, layout = _begin(decoder, path, head_of(path, HEAD_BYTES))
+        held = [fence.get(partition) for fence in fences]
+        known = [position for position in held if position is not None]
+        start = min(known, key=lambda position: position.offset) if known and None not in held else None
+        reader = BlockReader(
+            path,
+            position=start,
+            header_bytes=header_bytes,
+            boundary=decoder.boundary,
+            block_bytes=self.config.block_bytes,
+            record_bytes_max=self.config.max_record_bytes,
+            cuts=tuple(position.offset for position in known),
+        )
+        return _File(path, partition, layout, header_bytes), reader.blocks()
+
+    async def _current(self, decoder: BlockDecoder[Layout], job: _Job[Layout], decoded: Decoded) -> Decoded:
+        """`decoded` under the newest schema of this source, which it may grow."""
+        if decoded.schema is not job.schema and not decoded.schema.equals(job.schema):
+            if job.schema is not self._schema:
+                work = decoder.decode, job.block.data, self._schema, job.file.layout
+                decoded = await self.context.in_thread(*work)
+            self._schema = decoded.schema
+        elif job.schema is not self._schema:
+            decoded = Decoded(fit(decoded.data, self._schema), self._schema, decoded.bad)
+        return decoded
+
+    async def _emit(
+        self, out: Outlet, decoder: BlockDecoder[Layout], job: _Job[Layout], decoded: Decoded
+    ) -> None:
+        """Send the rows of one block; at a bad record, stop behind the rows before it or count it."""
+        block, bad = job.block, decoded.bad
+        if block.oversize:
+            limit = f"the record has {block.end - block.first} bytes, max_record_bytes is {self.config.max_record_bytes}"
+            bad = (BadRecord(0, block.end - block.first, 0, "RECORD_TOO_LARGE", f"{limit}; raise it or mend the record"),)
+        data, end, mark = decoded.data, block.end, block.mark
+        error = None
+        if bad and not self.context.skip_bad:
+            error = await self.context.in_thread(self._error, job, bad[0])
+            end = block.data_first + bad[0].offset
+            mark = mark_of(await self.context.in_thread(head_of, job.file.path, MARK_BYTES), end)
+            data, bad = data.slice(0, bad[0].row), ()
+        for record in bad:
+            found = await self.context.in_thread(self._error, job, record)
+            log.warning("passing over a bad record", place=found.place, code=found.code, reason=found.reason)
+        if self.context.provenance:
+            starts = decoder.starts(block.data)
+            data = with_provenance(data, job.file.partition, starts, bad, first=block.data_first)
+        if end > block.first:
+            span = Span(job.file.partition, block.first, end, mark)
+            tally = Tally(read=data.num_rows + len(bad), skipped=len(bad))
+            await out.send(data, (span,), tally, raw_bytes=end - block.first)
+        if error is not None:
+            raise error
+
+    def _error(self, job: _Job[Layout], bad: BadRecord) -> RecordError:
+        """The error that names the place of a bad record: file, line and byte. Blocking."""
+        offset = job.block.data_first + bad.offset
+        line = line_number(job.file.path, offset)
+        return RecordError(f"{job.file.path}:{line} (byte {offset})", bad.reason, code=bad.code)
+
+
+def _begin(decoder: BlockDecoder[Layout], path: Path, head: bytes) -> tuple[int, Layout]:
+    """`decoder.begin`, with the file's name in what it raises."""
+    try:
+        return decoder.begin(head)
+    except RecordError as error:
+        raise RecordError(f"{path}: {error.place}", error.reason, code=error.code) from error

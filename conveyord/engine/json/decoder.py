@@ -1,0 +1,74 @@
+"""JSON lines as a block format: see the package's docstring for what is promised."""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import replace
+
+import pyarrow as pa
+
+from conveyord.core.errors import RecordError
+from conveyord.engine.decoding import SAMPLE_BYTES, BadRecord, Decoded
+from conveyord.engine.json.conform import batch_of, concat, conform
+from conveyord.engine.json.exact import Piece, decode_exact
+from conveyord.engine.json.infer import infer_schema
+from conveyord.engine.json.lines import record_starts
+from conveyord.engine.json.pieces import read_range
+from conveyord.engine.json.shape import Shape, schema_of_shape, shape_of_schema
+from conveyord.engine.json.strict import decode_strict
+
+
+class JsonLinesDecoder:
+    """`BlockDecoder[None]` for JSON lines: a file's layout is its schema alone. Holds no state."""
+
+    def begin(self, head: bytes) -> tuple[int, None]:
+        """Pass over a UTF-8 byte order mark. Raises RecordError for a file in UTF-16 or UTF-32."""
+        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+            raise RecordError(
+                "byte 0", "the file is UTF-16 or UTF-32 text; convert it to UTF-8", code="INVALID_UTF8"
+            )
+        return (len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0), None
+
+    def boundary(self, buffer: bytes) -> int:
+        """One past the last line end in `buffer`; 0 if there is none."""
+        return buffer.rfind(b"\n") + 1
+
+    def infer(self, sample: bytes, layout: None) -> pa.Schema:
+        """The schema of the first `SAMPLE_BYTES` of whole lines. Bad records are passed over."""
+        if len(sample) > SAMPLE_BYTES:
+            sample = sample[: sample.rfind(b"\n", 0, SAMPLE_BYTES) + 1] or sample
+        return infer_schema(sample)
+
+    def decode(self, block: bytes, schema: pa.Schema, layout: None) -> Decoded:
+        """Decode whole lines under `schema`, grown by what it lacks."""
+        shape = shape_of_schema(schema)
+        pieces, _ = read_range(
+            block,
+            first=0,
+            end=len(block),
+            bulk=lambda first, end: _in_bulk(block[first:end], shape),
+            exact=lambda first, end: decode_exact(block, shape, first=first, end=end),
+        )
+        grown = schema_of_shape(shape, schema)
+        return _assembled(pieces, grown)
+
+    def starts(self, block: bytes) -> pa.Int64Array:
+        """Where each line of `block` starts, blank lines left out."""
+        return record_starts(block)
+
+
+def _in_bulk(lines: bytes, shape: Shape) -> Piece | None:
+    rows = decode_strict(lines, shape)
+    return None if rows is None else Piece(rows)
+
+
+def _assembled(pieces: list[Piece], schema: pa.Schema) -> Decoded:
+    """All pieces of a block as one batch, and their bad records with rows counted from its start."""
+    row_type = pa.struct(list(schema))
+    bad: list[BadRecord] = []
+    before = 0
+    for piece in pieces:
+        bad += [replace(record, row=before + record.row) for record in piece.bad]
+        before += len(piece.rows)
+    rows = concat([conform(piece.rows, row_type) for piece in pieces])
+    return Decoded(batch_of(rows, schema), schema, tuple(bad))

@@ -1,0 +1,134 @@
+"""Read-only SQL over the tables of one Iceberg catalog, with DataFusion.
+
+Tables are found while the query is planned, so only those it mentions are opened. Each is read by
+pyiceberg's table provider: projections and filters reach the Parquet files, and fields are matched
+by id, so that evolved, renamed and re-partitioned tables read right. Results are streamed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from conveyord.core.errors import BatchError, ConfigError, ConveyordError
+from conveyord.storage.lake.reading import LakeReader
+
+_MISSING = re.compile(r"table '(?:[^'.]+\.)?([^']+)' not found|failed to resolve schema: (\S+)")
+
+
+@dataclass(frozen=True, slots=True)
+class QueryResult:
+    """Columns, and rows that are computed as `batches` is consumed.
+
+    Consuming may raise BatchError if the execution fails.
+    """
+
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+
+
+def run_query(sql: str, lake: LakeReader, *, limit: int | None) -> QueryResult:
+    """Plan `sql`, one SELECT or EXPLAIN, and start it. Blocking.
+
+    Names are case-sensitive and written `namespace.table`. At most `limit` rows are returned.
+    Raises ConfigError if the SQL is wrong, writes anything, or names a table that does not exist.
+    """
+    from datafusion import SessionConfig, SessionContext, SQLOptions
+
+    tables = _tables_of(lake)
+    settings = SessionConfig(
+        {
+            "datafusion.sql_parser.enable_ident_normalization": "false",
+            "datafusion.catalog.information_schema": "true",
+        }
+    ).with_default_catalog_and_schema(lake.name, "public")
+    context = SessionContext(settings.with_create_default_catalog_and_schema(False))
+    context.register_catalog_provider(lake.name, tables)
+    read_only = SQLOptions().with_allow_ddl(False).with_allow_dml(False).with_allow_statements(False)
+    try:
+        frame = context.sql_with_options(sql, read_only)
+        if limit is not None and not str(frame.logical_plan()).startswith("Explain"):
+            frame = frame.limit(limit)
+        stream = frame.execute_stream()
+    except Exception as error:  # DataFusion's bindings raise bare Exception for every kind of failure
+        raise _planning_error(error, lake, tables.failures) from error
+    return QueryResult(frame.schema(), _batches(stream))
+
+
+def _batches(stream: Any) -> Iterator[pa.RecordBatch]:
+    try:
+        for batch in stream:
+            yield batch.to_pyarrow()
+    except Exception as error:  # as above
+        raise BatchError(f"the query failed while it ran: {_first_line(error)}") from error
+
+
+def _tables_of(lake: LakeReader) -> Any:
+    """A DataFusion catalog provider over `lake`, with the exceptions that opening a table raised."""
+    from datafusion.catalog import CatalogProvider, SchemaProvider, Table
+
+    failures: list[Exception] = []
+
+    class Namespace(SchemaProvider):  # type: ignore[misc]  # datafusion has no stubs
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        @property  # the bindings read it as an attribute, whatever their base class declares
+        def table_names(self) -> set[str]:
+            prefix = f"{self._name}."
+            below = (name.removeprefix(prefix) for name in lake.table_names() if name.startswith(prefix))
+            return {name for name in below if "." not in name}
+
+        def table(self, name: str) -> Table | None:
+            try:
+                found = lake.table_or_none((*self._name.split("."), name))
+                return None if found is None else Table(found)
+            except Exception as error:  # DataFusion would keep only its text; it is raised again below
+                failures.append(error)
+                raise
+
+        def table_exist(self, name: str) -> bool:
+            return lake.table_or_none((*self._name.split("."), name)) is not None
+
+    class Namespaces(CatalogProvider):  # type: ignore[misc]  # datafusion has no stubs
+        def __init__(self) -> None:
+            self.failures = failures
+
+        def schema_names(self) -> set[str]:
+            return {name.rpartition(".")[0] for name in lake.table_names()}
+
+        def schema(self, name: str) -> Namespace:
+            return Namespace(name)
+
+    return Namespaces()
+
+
+def _planning_error(error: Exception, lake: LakeReader, failures: list[Exception]) -> Exception:
+    if failures:
+        cause = failures[0]
+        if isinstance(cause, ConveyordError):
+            return cause
+        return BatchError(f"a table of {lake.name!r} could not be opened: {type(cause).__name__}: {cause}")
+    text = _first_line(error)
+    missing = _MISSING.search(text)
+    if missing is not None:
+        return ConfigError(lake.unknown_table((missing[1] or missing[2]).removeprefix("public.")))
+    return ConfigError(f"the query cannot be run: {text}")
+
+
+def _first_line(error: Exception) -> str:
+    """DataFusion's message without its prefixes and backtraces."""
+    text = str(error).split("\nbacktrace:", 1)[0].strip().split("\n\n", 1)[0]
+    for prefix in (
+        "DataFusion error: ",
+        "Error during planning: ",
+        "SQL error: ",
+        "Schema error: ",
+        "Execution error: ",
+    ):
+        text = text.removeprefix(prefix)
+    return text

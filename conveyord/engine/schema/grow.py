@@ -1,0 +1,66 @@
+"""The growth that one batch really needs, which is less than its schema would allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.types as pt
+
+from conveyord.engine.schema.fit import fit
+from conveyord.engine.schema.lists import Elements
+from conveyord.engine.schema.merge import merge
+from conveyord.engine.schema.types import bare_type, is_list
+
+
+def grow(target: pa.Schema, batch: pa.RecordBatch) -> tuple[pa.Schema, pa.RecordBatch]:
+    """`target` with as little growth as lets `batch` fit, and the batch fitted to it.
+
+    Like `merge`, but a sibling column is added only if a value of this batch goes there. So the
+    columns of a table depend on the values that it met, not on how they were batched.
+
+    Raises: ConfigError, BatchError as `merge` and `fit` do.
+    """
+    if batch.schema.equals(target):
+        return target, fit(batch, target)
+    full = merge(target, batch.schema)
+    if full.equals(target):
+        return target, fit(batch, target)
+    fitted = fit(batch, full)
+    fields = _needed_fields(full, fitted.columns, target, batch.schema)
+    needed = pa.schema(fields, metadata=target.metadata)
+    return needed, fit(batch, needed)
+
+
+def _needed_fields(
+    full: Iterable[pa.Field],
+    columns: list[pa.Array],
+    target: Iterable[pa.Field],
+    incoming: Iterable[pa.Field],
+) -> list[pa.Field]:
+    held = {field.name: field.type for field in target}
+    own = {field.name: bare_type(field.type) for field in incoming}
+    needed = []
+    for field, column in zip(full, columns, strict=True):
+        if field.name in held or field.name in own or column.null_count < len(column):
+            before = held.get(field.name, pa.null())
+            kind = _needed_type(field.type, column, before, own.get(field.name, pa.null()))
+            needed.append(field.with_type(kind))
+    return needed
+
+
+def _needed_type(
+    full: pa.DataType, column: pa.Array, target: pa.DataType, incoming: pa.DataType
+) -> pa.DataType:
+    """`full` without the nested siblings that neither side has and no value needs."""
+    if full.equals(target):
+        return full
+    if pt.is_struct(full):
+        inside = [list(kind) if pt.is_struct(kind) else [] for kind in (target, incoming)]
+        return pa.struct(_needed_fields(full, column.flatten(), *inside))
+    if pt.is_list(full) or pt.is_large_list(full):
+        inside_types = [kind.value_type if is_list(kind) else pa.null() for kind in (target, incoming)]
+        element = _needed_type(full.value_type, Elements.of(column).values, *inside_types)
+        field = full.value_field.with_type(element)
+        return pa.list_(field) if pt.is_list(full) else pa.large_list(field)
+    return full

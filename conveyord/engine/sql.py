@@ -1,0 +1,207 @@
+"""SQL over one batch at a time, by DataFusion: read-only, rows in order, names with their case.
+
+The only table is `input_data`. There is no way from here to a file or to the network: statements
+other than queries are refused, no table function reads anything, names in FROM are never taken for
+paths, and nothing is spilled to disk. tests/engine/test_sql.py pins all of this.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.types as pt
+
+from conveyord.core.errors import BatchError, ConfigError
+
+INPUT_TABLE = "input_data"
+BATCH_ROWS_MAX = 1 << 20  # DataFusion cuts its output at this size; larger than any batch of ours
+
+_NOT_CODE = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'", re.DOTALL)
+_FIRST_WORD = re.compile(r"[\s(]*(\w+)")
+_PREFIXES = re.compile(
+    r"(DataFusion error|Error during planning|Schema error|SQL error|Execution error|Arrow error|"
+    r"This feature is not implemented|Optimizer rule '\w+' failed|type_coercion|caused by)[:\s]\s*"
+)
+_PARSER_ERROR = re.compile(r'(?:Parser|Tokenizer)Error\("(.*)"\)', re.DOTALL)
+_NEEDS_COLUMNS = ("Schema error", "type_coercion")
+
+
+class BatchQuery:
+    """One SELECT, run on batch after batch. Blocking; for one thread at a time."""
+
+    def __init__(self, query: str, *, setting: str) -> None:
+        """Check `query` as far as that is possible without knowing the columns.
+
+        setting: what the query is called in messages, such as `sql_transform.query`.
+        Raises: ConfigError if it is no single read-only query on `input_data`.
+        """
+        self._setting = setting
+        self._query = query
+        code = code_of(query)
+        first = _FIRST_WORD.match(code)
+        if first is None or first.group(1).upper() not in ("SELECT", "WITH"):
+            raise ConfigError(
+                f"{setting} must be one query that begins with SELECT or WITH; it begins with {code.strip()[:20]!r}"
+            )
+        if not re.search(rf"\b{INPUT_TABLE}\b", code):
+            raise ConfigError(f"{setting} never mentions {INPUT_TABLE}, the table that holds the incoming rows")
+        self._context, self._options = _session()
+        self._check_without_columns()
+
+    def run(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """The result as one batch, its columns nullable and of plain types whatever its size.
+
+        Raises: ConfigError if the query does not fit the batch's columns or names a result column
+            twice, BatchError if it fails on the values.
+        """
+        self._context.register_record_batches(INPUT_TABLE, [[_with_nulls_inside(data)]])
+        try:
+            frame = self._plan()
+            schema = self._result_schema(frame)
+            # An aggregate makes a row even of no rows, which would be a record that never was.
+            batches = self._collect(frame) if data.num_rows else []
+        finally:
+            self._context.deregister_table(INPUT_TABLE)  # or it would hold the batch until the next
+        return self._joined(batches, schema)
+
+    def reads_rows_only(self, data: pa.RecordBatch) -> bool:
+        """Whether the query is a bare projection of the input: a row for each row, in order."""
+        self._context.register_record_batches(INPUT_TABLE, [[data]])
+        try:
+            plan = self._plan().logical_plan()
+            names = [type(plan.to_variant()).__name__]
+            while plan.inputs():
+                (plan,) = plan.inputs()
+                names.append(type(plan.to_variant()).__name__)
+        finally:
+            self._context.deregister_table(INPUT_TABLE)
+        return names == ["Projection", "TableScan"]
+
+    def _check_without_columns(self) -> None:
+        empty = pa.RecordBatch.from_arrays([], schema=pa.schema([]))
+        self._context.register_record_batches(INPUT_TABLE, [[empty]])
+        try:
+            self._context.sql_with_options(self._query, self._options)
+        except ValueError as error:
+            message = str(error)
+            never = ("SQL error", "This feature is not implemented", "Error during planning: table ")
+            if message.startswith(never) or "not supported:" in message:
+                raise ConfigError(f"{self._setting} is refused: {readable(message)}") from None
+        finally:
+            self._context.deregister_table(INPUT_TABLE)
+
+    def _plan(self) -> Any:
+        try:
+            return self._context.sql_with_options(self._query, self._options)
+        except ValueError as error:
+            raise ConfigError(f"{self._setting} cannot work on these rows: {readable(str(error))}") from None
+
+    def _collect(self, frame: Any) -> list[pa.RecordBatch]:
+        try:
+            return list(frame.collect())
+        # DataFusion's bindings raise bare Exception for whatever fails while it runs.
+        except Exception as error:
+            try:
+                frame.execution_plan()
+            except Exception:  # it does not even plan, so no other rows will do better
+                raise ConfigError(f"{self._setting} cannot work on these rows: {readable(str(error))}") from None
+            raise BatchError(f"{self._setting} failed on a value: {readable(str(error))}") from None
+
+    def _result_schema(self, frame: Any) -> pa.Schema:
+        schema = frame.schema()
+        if not schema.names:
+            raise ConfigError(f"{self._setting} returns no column")
+        twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+        if twice:
+            raise ConfigError(
+                f"{self._setting} returns more than one column named {twice[0]!r}; give each its own name with AS"
+            )
+        return pa.schema([pa.field(field.name, settled_type(field.type)) for field in schema])
+
+    def _joined(self, batches: list[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
+        # By position: a recursive query's batches carry other names than its plan.
+        settled = [
+            pa.RecordBatch.from_arrays(
+                [column.cast(kind) for column, kind in zip(batch.columns, schema.types, strict=True)], schema=schema
+            )
+            for batch in batches
+        ]
+        if len(settled) == 1:
+            return settled[0]
+        if not settled:
+            return schema.empty_table().to_batches()[0] if False else _empty(schema)
+        try:
+            return pa.concat_batches(settled)
+        except pa.ArrowException as error:
+            raise BatchError(f"{self._setting} returns more than one batch can hold: {error}") from error
+
+
+def code_of(query: str) -> str:
+    """`query` with comments and string literals blanked out, for looking at its words."""
+    return _NOT_CODE.sub(" ", query)
+
+
+def readable(message: str) -> str:
+    """One line out of an error of DataFusion's, without its wrappings; its suggestions stay."""
+    message = _PARSER_ERROR.sub(r"\1", message)
+    message = _PREFIXES.sub("", message).replace("datafusion.public.", "")
+    return " ".join(message.replace('\\"', '"').split())
+
+
+def settled_type(kind: pa.DataType) -> pa.DataType:
+    """`kind` in the layout that every stage knows: no views, no 64-bit offsets, at any depth."""
+    if pt.is_string_view(kind) or pt.is_large_string(kind):
+        return pa.string()
+    if pt.is_binary_view(kind) or pt.is_large_binary(kind):
+        return pa.binary()
+    if pt.is_struct(kind):
+        return pa.struct([field.with_type(settled_type(field.type)) for field in kind])
+    if pt.is_list(kind) or pt.is_large_list(kind):
+        return pa.list_(kind.value_field.with_type(settled_type(kind.value_type)))
+    if pt.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(settled_type(kind.value_type)), kind.list_size)
+    return kind
+
+
+def _session() -> tuple[Any, Any]:
+    from datafusion import RuntimeEnvBuilder, SessionConfig, SessionContext, SQLOptions
+
+    config = (
+        SessionConfig()
+        .with_target_partitions(1)  # more would not keep the order of rows
+        .with_batch_size(BATCH_ROWS_MAX)
+        .with_information_schema(False)
+        .set("datafusion.sql_parser.enable_ident_normalization", "false")
+    )
+    runtime = RuntimeEnvBuilder().with_disk_manager_disabled()
+    options = SQLOptions().with_allow_ddl(False).with_allow_dml(False).with_allow_statements(False)
+    return SessionContext(config, runtime), options
+
+
+def _empty(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.nulls(0, kind) for kind in schema.types], schema=schema)
+
+
+def _with_nulls_inside(data: pa.RecordBatch) -> pa.RecordBatch:
+    """`data` with every null struct null in its fields too.
+
+    Arrow leaves the fields of a null struct undefined, and DataFusion reads them: `s.x` of a null
+    struct came out as 0.
+    """
+    columns = [_nulls_inside(column) for column in data.columns]
+    if all(new is old for new, old in zip(columns, data.columns, strict=True)):
+        return data
+    return pa.RecordBatch.from_arrays(columns, schema=data.schema)
+
+
+def _nulls_inside(array: pa.Array) -> pa.Array:
+    kind = array.type
+    if pt.is_struct(kind) and kind.num_fields:
+        children = [_nulls_inside(child) for child in array.flatten()]
+        return pa.StructArray.from_arrays(children, fields=list(kind), mask=array.is_null())
+    if pt.is_list(kind) and pt.is_nested(kind.value_type):
+        values = _nulls_inside(array.values)
+        return pa.ListArray.from_arrays(_offsets(array), values, type=kind, mask=array.is_null())
+    return array

@@ -1,0 +1,122 @@
+"""What a run tells while it runs (`RunProgress`) and when it ends (`RunSummary`).
+
+The engine writes the progress, the command line polls it: one trio thread, so no locks. The summary's
+JSON shape is part of the interface and only ever grows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from conveyord.core.errors import ConveyordError
+from conveyord.engine.contracts import Delivery, SinkReport
+
+RunStatus = Literal["succeeded", "drained", "cancelled", "failed"]
+
+
+@dataclass(slots=True)
+class SinkProgress:
+    """What one sink has done so far in this run. `rows` are written, not necessarily committed."""
+
+    rows: int = 0
+    files: int = 0
+    commits: int = 0
+
+
+@dataclass(slots=True)
+class RunProgress:
+    """Counts since the run began; rows that an earlier run committed are not in them.
+
+    `bytes_total` is what the source knows it will read, or None. `oldest_uncommitted_seconds` is the
+    age of the oldest row that was read and is not yet durable in every sink, or None if there is none.
+    `stage` says in a few words what the run is doing now, such as `reading` or `draining`.
+    """
+
+    rows_in: int = 0
+    rows_out: int = 0
+    filtered: int = 0
+    skipped: int = 0
+    bytes_in: int = 0
+    bytes_total: int | None = None
+    oldest_uncommitted_seconds: float | None = None
+    stage: str = "starting"
+    sinks: dict[str, SinkProgress] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunError:
+    """Why a run failed: a stable code to match on and a sentence to read."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """The outcome of one run.
+
+    rows_in: records read, bad ones included. rows_out: rows handed to sinks. filtered: rows that
+    stages removed. skipped: bad records passed over on request. `seconds` is wall time and
+    `rows_per_second` is rows_in over it. `delivery` is the weakest promise among the sinks.
+
+    status: `succeeded` read everything; `drained` was asked to stop and committed what it had read;
+    `cancelled` was stopped at once, and the next run goes on from the last commit; `failed` has an error.
+    """
+
+    pipeline: str
+    status: RunStatus
+    rows_in: int
+    rows_out: int
+    filtered: int
+    skipped: int
+    dead_letters: int
+    seconds: float
+    rows_per_second: float
+    bytes_in: int
+    delivery: Delivery
+    sinks: tuple[SinkReport, ...]
+    error: RunError | None = None
+
+    @classmethod
+    def cut_short(
+        cls,
+        progress: RunProgress,
+        *,
+        pipeline: str,
+        status: RunStatus,
+        seconds: float,
+        delivery: Delivery,
+        error: ConveyordError | None = None,
+    ) -> RunSummary:
+        """The summary of a run that did not live to give its own."""
+        return cls(
+            pipeline=pipeline,
+            status=status,
+            rows_in=progress.rows_in,
+            rows_out=progress.rows_out,
+            filtered=progress.filtered,
+            skipped=progress.skipped,
+            dead_letters=0,
+            seconds=seconds,
+            rows_per_second=rate(progress.rows_in, seconds),
+            bytes_in=progress.bytes_in,
+            delivery=delivery,
+            sinks=tuple(
+                SinkReport(name=name, rows=sink.rows, files=sink.files, commits=sink.commits)
+                for name, sink in progress.sinks.items()
+            ),
+            error=None if error is None else RunError(error.code, str(error)),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The documented shape: plain dicts, lists and scalars, every key always present."""
+        shape = asdict(self)
+        shape["seconds"] = round(self.seconds, 3)
+        shape["rows_per_second"] = round(self.rows_per_second, 1)
+        return shape
+
+
+def rate(count: int, seconds: float) -> float:
+    """`count` per second, and 0 for a run too short to time."""
+    return count / seconds if seconds > 0 else 0.0

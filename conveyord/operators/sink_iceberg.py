@@ -1,0 +1,204 @@
+"""Sink `iceberg`: rows into an Apache Iceberg table, exactly once.
+
+Rows and the fence that names their records land in one commit, so a restart goes on from the table
+alone. Batches are acknowledged after the commit that holds them, never before.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import pyarrow as pa
+import structlog
+import trio
+from pydantic import Field, StringConstraints
+
+from conveyord.core.errors import BatchError, ConfigError
+from conveyord.core.flow.positions import Positions, Span
+from conveyord.core.flow.tally import Tally
+from conveyord.core.units import Bytes, Seconds
+from conveyord.engine.contracts import OperatorConfig, OperatorContext, Sink, SinkReport
+from conveyord.engine.failures import storage_errors
+from conveyord.engine.messages import Ack, Batch, Eos, Message
+from conveyord.engine.provenance import COLUMNS
+from conveyord.engine.schema import fit, grow
+from conveyord.storage.lake.catalog import EMBEDDED, open_catalog, open_embedded
+from conveyord.storage.lake.ledger import Ledger
+from conveyord.storage.lake.table_writer import TableWriter, TableWriterOptions
+
+log = structlog.get_logger(__name__)
+
+EMPTY_COMMIT_SECONDS = 300.0  # a run that filters everything still moves its fence, but need not do so often
+
+
+class CommitPolicy(OperatorConfig):
+    """When rows become visible: at whichever comes first, and at the end of the run."""
+
+    rows: int = Field(default=5_000_000, ge=1, description="Commit when this many rows are waiting.")
+    bytes: Bytes = Field(default=512 * 1024 * 1024, ge=1024, description="Commit when about this much is written.")
+    every: Seconds = Field(default=60.0, ge=0.1, description="Commit when the oldest waiting row is this old.")
+
+
+class IcebergConfig(OperatorConfig):
+    """Writes rows into an Iceberg table, exactly once. The table is created, and grows, as rows need it."""
+
+    table: Annotated[str, StringConstraints(pattern=r"^[^.\s]+(\.[^.\s]+)+$")] = Field(
+        description="`namespace.table`; both are created if missing."
+    )
+    catalog: str | dict[str, str] = Field(
+        default=EMBEDDED,
+        description="A catalog of conveyord.toml by name, or pyiceberg's properties of one. `lake` is the embedded one.",
+    )
+    partition_by: tuple[str, ...] = Field(
+        default=(), description="`column`, `year|month|day|hour(column)`, `bucket(n, column)`, `truncate(n, column)`."
+    )
+    commit: CommitPolicy = Field(default_factory=CommitPolicy)
+    target_file_bytes: Bytes = Field(
+        default=128 * 1024 * 1024, ge=1024 * 1024, description="A data file is closed when this much is written to it."
+    )
+    adopt: bool = Field(default=False, description="Write to a table that holds rows this pipeline did not write.")
+    provenance: bool = Field(
+        default=False, description="Add `_source`, `_partition` and `_offset`, so that `audit` can check every row."
+    )
+
+
+class IcebergSink(Sink):
+    """See docs/operators.md."""
+
+    Config = IcebergConfig
+    delivery = "exactly-once"
+
+    def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
+        super().__init__(config, context)
+        self._writer: TableWriter | None = None
+        self._waiting: list[Ack] = []
+        self._spans: list[Span] = []
+        self._tally = Tally()
+        self._oldest_at: float | None = None
+
+    async def open(self) -> Positions:
+        """See `Sink.open`. Raises Refused if the table must not be written by this pipeline."""
+        self._writer = await self.context.in_thread(self._connect)
+        return await self.context.in_thread(self._writer.open)
+
+    def _connect(self) -> TableWriter:
+        config: IcebergConfig = self.config
+        if isinstance(config.catalog, dict):
+            catalog = open_catalog("inline", config.catalog)
+        elif config.catalog == EMBEDDED and EMBEDDED not in self.context.catalogs:
+            catalog = open_embedded(self.context.data_dir)
+        elif config.catalog in self.context.catalogs:
+            catalog = open_catalog(config.catalog, self.context.catalogs[config.catalog])
+        else:
+            known = ", ".join(sorted({EMBEDDED, *self.context.catalogs}))
+            raise ConfigError(f"catalog {config.catalog!r} is not configured; conveyord.toml has {known}")
+        options = TableWriterOptions(
+            identifier=config.table,
+            pipeline=self.context.pipeline,
+            partition_by=config.partition_by,
+            adopt=config.adopt,
+            adopt_from=self.context.adopt_from,
+            target_file_bytes=config.target_file_bytes,
+        )
+        return TableWriter(catalog, Ledger(self.context.data_dir), options)
+
+    async def run(self, inbound: trio.MemoryReceiveChannel[Message]) -> None:
+        """See `Sink.run`."""
+        assert self._writer is not None, "the engine opens a sink before it runs it"
+        try:
+            while True:
+                with trio.move_on_at(self._commit_at()) as wait:
+                    message = await inbound.receive()
+                if wait.cancelled_caught:
+                    await self._commit("age")
+                    continue
+                match message:
+                    case Batch():
+                        await self._take(message)
+                    case Eos():
+                        await self._commit("end")
+                        return
+        finally:
+            self._writer.abort()
+
+    async def _take(self, batch: Batch) -> None:
+        with storage_errors(f"table {self.config.table}"):
+            await self.context.in_thread(self._write, batch)
+        self.taken += batch.tally
+        self._waiting.append(batch.ack)
+        self._spans += batch.spans
+        self._tally += batch.tally
+        if self._oldest_at is None:
+            self._oldest_at = trio.current_time()
+        policy: CommitPolicy = self.config.commit
+        assert self._writer is not None
+        if self._tally.rows >= policy.rows:
+            await self._commit("rows")
+        elif self._writer.bytes_staged >= policy.bytes:
+            await self._commit("bytes")
+
+    def _write(self, batch: Batch) -> None:
+        """Shape the table if this batch needs it, then write. Blocking."""
+        assert self._writer is not None
+        if self.config.provenance:
+            self._check_provenance(batch)
+        held = self._writer.schema
+        schema, data = grow(pa.schema([]) if held is None else held, batch.data)
+        if held is None or not schema.equals(held):
+            if len(schema) == 0:
+                return self._refuse_fieldless(batch)
+            self._writer.shape(schema)
+            data = fit(batch.data, self._writer.schema)
+        if data.num_rows:
+            self._writer.write(data)
+
+    def _refuse_fieldless(self, batch: Batch) -> None:
+        if batch.data.num_rows:
+            raise BatchError(
+                f"table {self.config.table}: {batch.data.num_rows} rows have no field with a value, so there is no "
+                "column to create the table with; filter such rows, or create the table first"
+            )
+
+    def _check_provenance(self, batch: Batch) -> None:
+        missing = [name for name in COLUMNS if name not in batch.data.schema.names]
+        if missing:
+            raise ConfigError(
+                f"sink {self.context.stage!r}: provenance is on, but a stage dropped {', '.join(missing)}; "
+                f"keep {', '.join(COLUMNS)} (a SQL stage must select them), or turn provenance off"
+            )
+        if batch.tally.added:
+            raise ConfigError(
+                f"sink {self.context.stage!r}: provenance is on, but a stage made several rows of one record; "
+                "provenance identifies a row by its record, so turn it off for this pipeline"
+            )
+
+    def _commit_at(self) -> float:
+        """When the waiting batches must be committed, on trio's clock."""
+        if self._oldest_at is None:
+            return float("inf")
+        patience = self.config.commit.every
+        if self._tally.rows == 0:
+            patience = max(patience, EMPTY_COMMIT_SECONDS)
+        return float(self._oldest_at + patience)
+
+    async def _commit(self, reason: str) -> None:
+        """Make everything taken so far durable and settle it."""
+        if not self._waiting:
+            return
+        assert self._writer is not None
+        rows = self._tally.rows
+        if self._writer.schema is None:
+            return  # nothing had a field yet: there is no table, and nothing to write to it
+        with storage_errors(f"table {self.config.table}"):
+            await self.context.in_thread(self._writer.commit, self._spans, self._tally)
+        for ack in self._waiting:
+            ack.settle()
+        log.debug("committed", table=self.config.table, rows=rows, reason=reason)
+        self._waiting, self._spans, self._tally, self._oldest_at = [], [], Tally(), None
+
+    def report(self) -> SinkReport:
+        """See `Sink.report`. Rows count once they are committed."""
+        writer = self._writer
+        if writer is None:
+            return SinkReport(self.context.stage, 0, 0, 0)
+        return SinkReport(self.context.stage, writer.rows_committed, writer.files_committed, writer.commits)

@@ -1,0 +1,1 @@
+"""Blocking drivers behind small ports. Never imports trio."""

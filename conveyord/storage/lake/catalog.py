@@ -1,0 +1,96 @@
+"""Opens Iceberg catalogs: the embedded one below the data directory, or any that pyiceberg knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conveyord.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
+
+EMBEDDED = "lake"
+FILE_IO = "conveyord.storage.lake.fileio.DurableFileIO"
+CATALOG_FILE = "catalog.db"
+WAREHOUSE_DIRECTORY = "warehouse"
+LOCK_WAIT_SECONDS = 30  # a writer of the embedded catalog holds its lock for milliseconds
+
+
+def open_embedded(data_dir: Path) -> Catalog:
+    """Blocking. Open the embedded catalog below `data_dir` for writing, creating both if missing.
+
+    What is created is on disk when this returns. Raises StorageFull if the disk is full or read-only.
+    """
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    from conveyord.storage.lake.fileio import make_directories, storage_full, sync_directory
+
+    data_dir = _absolute(data_dir)
+    warehouse = data_dir / WAREHOUSE_DIRECTORY
+    try:
+        existing = make_directories(warehouse)
+        for directory in warehouse.parents:
+            sync_directory(directory)
+            if directory == existing or not directory.is_relative_to(existing):
+                break
+    except OSError as error:
+        raise storage_full(error, warehouse) or error from error
+    uri = f"sqlite:///{data_dir / CATALOG_FILE}?timeout={LOCK_WAIT_SECONDS}"
+    return SqlCatalog(EMBEDDED, uri=uri, **_embedded_properties(warehouse))
+
+
+def open_embedded_read_only(data_dir: Path) -> Catalog:
+    """Blocking. Open the embedded catalog below `data_dir` for reading beside its owner. Creates nothing.
+
+    The file is opened read-write but without creating it, and every statement but queries is refused:
+    SQLite must be able to roll back what a killed writer left, or the catalog could not be read at all.
+    Raises ConfigError if there is no catalog.
+    """
+    from pyiceberg.catalog.sql import SqlCatalog
+    from sqlalchemy import event
+
+    data_dir = _absolute(data_dir)
+    file = data_dir / CATALOG_FILE
+    if not file.is_file():
+        raise ConfigError(
+            f"data directory {data_dir}: no {CATALOG_FILE} in it; run a pipeline first, or give the directory of one "
+            "with --data-dir"
+        )
+    uri = f"sqlite:///file:{file}?mode=rw&uri=true&timeout={LOCK_WAIT_SECONDS}"
+    properties = _embedded_properties(data_dir / WAREHOUSE_DIRECTORY)
+    catalog = SqlCatalog(EMBEDDED, uri=uri, init_catalog_tables="false", **properties)
+    event.listen(catalog.engine, "connect", lambda connection, _: connection.execute("PRAGMA query_only = 1"))
+    catalog.engine.dispose()  # the connection that looked for the schema was opened before the listener
+    return catalog
+
+
+def open_catalog(name: str, properties: Mapping[str, str]) -> Catalog:
+    """Blocking. Open a configured catalog. `properties` are pyiceberg's, as it documents them.
+
+    Local files are written durably unless the properties name a FileIO of their own.
+    Raises ConfigError if pyiceberg does not understand the properties.
+    """
+    from pyiceberg.catalog import load_catalog
+    from pyiceberg.exceptions import NoSuchPropertyException, NotInstalledError
+
+    try:
+        return load_catalog(name, **{"py-io-impl": FILE_IO, **properties})
+    except (NoSuchPropertyException, NotInstalledError, ValueError) as error:
+        raise ConfigError(f"catalog {name}: {error}; see pyiceberg's documentation of catalog properties") from error
+
+
+def _embedded_properties(warehouse: Path) -> dict[str, str]:
+    # Not `as_uri`, which quotes: pyiceberg takes the path of a URI as it stands, and would look elsewhere.
+    return {"warehouse": f"file://{warehouse}", "py-io-impl": FILE_IO}
+
+
+def _absolute(data_dir: Path) -> Path:
+    absolute = data_dir.absolute()
+    if found := set(str(absolute)) & set("#?%"):
+        raise ConfigError(
+            f"data directory {absolute}: {' and '.join(sorted(found))} cannot stand in the path of an Iceberg "
+            "warehouse, because readers take it for part of a URI; choose another --data-dir"
+        )
+    return absolute

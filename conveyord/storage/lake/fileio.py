@@ -1,0 +1,178 @@
+"""Files of the lake: a local one is on disk, with the directories above it, before anything can name it.
+
+pyiceberg writes local files without syncing them, and syncs only its catalog: a power cut then leaves
+a catalog that points at files which never reached the disk. `DurableFileIO` is named to pyiceberg by
+the catalog property `py-io-impl`, which is not stored in tables, so other programs read them as usual.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import urlparse
+
+from pyiceberg.io import InputFile, OutputFile, OutputStream
+from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO
+from pyiceberg.typedef import EMPTY_DICT, Properties
+
+from conveyord.core.errors import StorageFull
+
+FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+BUFFER_BYTES = 1024 * 1024  # one write call per megabyte; Parquet pages come in far smaller pieces
+
+
+def local_path(location: str) -> Path | None:
+    """The path that a location names on this machine, or None for any other scheme."""
+    if location.startswith("file:"):
+        return Path(urlparse(location).path)  # not unquoted: pyiceberg reads it back as it stands
+    return None if "://" in location else Path(location)
+
+
+def sync_directory(path: Path) -> None:
+    """Blocking. Put the entries of one directory on disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directories(path: Path) -> Path:
+    """Blocking. Create `path` with its parents; returns the deepest directory that existed already."""
+    existing = path
+    while not existing.exists():
+        existing = existing.parent
+    path.mkdir(parents=True, exist_ok=True)
+    return existing
+
+
+def storage_full(error: OSError, path: Path | str) -> StorageFull | None:
+    """`error` as a sentence about a full or read-only disk, or None if it is about something else."""
+    if error.errno not in FULL_ERRNOS:
+        return None
+    if error.errno == errno.EROFS:
+        return StorageFull(f"{path}: the file system is read-only; mount it writable and run again")
+    return StorageFull(f"{path}: {os.strerror(error.errno)}; free space and run again, nothing committed is lost")
+
+
+class DurableOutputStream:
+    """A local file being written. `close` returns once it and its directory entries are on disk.
+
+    Leaving its context by an exception closes the file without syncing it: nobody will name it.
+    """
+
+    def __init__(self, path: Path, *, top: Path | None, overwrite: bool) -> None:
+        self._path = path
+        self._top = top
+        self._existing = make_directories(path.parent)
+        self._file = open(path, "wb" if overwrite else "xb", buffering=BUFFER_BYTES)  # noqa: SIM115
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            raise storage_full(error, self._path) or error from error
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def flush(self) -> None:
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise storage_full(error, self._path) or error from error
+
+    def close(self) -> None:
+        if self._file.closed:
+            return
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._sync_directories()
+        except OSError as error:
+            raise storage_full(error, self._path) or error from error
+        finally:
+            with suppress(OSError):  # a second close repeats the failed flush; the first error is what counts
+                self._file.close()
+
+    def _sync_directories(self) -> None:
+        # All of them every time, 24 us each when nothing changed: another thread may have created one
+        # and not have synced it yet, while the commit that follows names our file.
+        stop = self._existing if self._top is None else self._top
+        for directory in self._path.parents:
+            sync_directory(directory)
+            if directory == stop or directory == self._existing and not directory.is_relative_to(stop):
+                break
+
+    def __enter__(self) -> DurableOutputStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+            return
+        with suppress(OSError):  # the error on its way out says more than a failed flush of an abandoned file
+            self._file.close()
+
+
+class DurableOutputFile(PyArrowFile):
+    """A local file to be. Reading it back is pyarrow's."""
+
+    def __init__(self, inner: PyArrowFile, path: Path, top: Path | None) -> None:
+        super().__init__(inner.location, inner._path, inner._filesystem, inner._buffer_size)
+        self._local = path
+        self._top = top
+
+    def create(self, overwrite: bool = False) -> OutputStream:
+        """Open the file for writing. Raises FileExistsError unless `overwrite`, StorageFull on a full disk."""
+        try:
+            return DurableOutputStream(self._local, top=self._top, overwrite=overwrite)
+        except OSError as error:
+            raise storage_full(error, self._local) or error from error
+
+
+class DurableFileIO(PyArrowFileIO):
+    """pyarrow's FileIO, except that local files and their directories are synced when they are closed.
+
+    A subclass, because a FileIO is looked at by what it derives from in places outside pyiceberg.
+    """
+
+    def __init__(self, properties: Properties = EMPTY_DICT) -> None:
+        super().__init__(properties)
+        warehouse = properties.get("warehouse")
+        self._top = local_path(warehouse) if warehouse else None
+
+    def new_output(self, location: str) -> PyArrowFile:
+        inner = super().new_output(location)
+        path = local_path(location)
+        return inner if path is None else DurableOutputFile(inner, path, self._top)
+
+    def delete(self, location: str | InputFile | OutputFile) -> None:
+        """Delete one file. Raises FileNotFoundError if it is not there."""
+        path = local_path(location if isinstance(location, str) else location.location)
+        if path is None:
+            super().delete(location)
+            return
+        try:
+            path.unlink()
+        except OSError as error:
+            raise storage_full(error, path) or error from error

@@ -1,0 +1,170 @@
+"""One pipeline's writing end of one Iceberg table: files, schema and fence behind one blocking object.
+
+It joins what the neighbouring modules each do alone. The order within `commit` is the promise: data
+files are closed (and synced, on a local warehouse), then the table's metadata names them together
+with the fence, then the caller may acknowledge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from conveyord.core.errors import Refused
+from conveyord.core.flow.positions import Positions, Span
+from conveyord.core.flow.tally import Tally
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
+    from pyiceberg.manifest import DataFile
+    from pyiceberg.table import Table
+
+    from conveyord.storage.lake.data_files import DataFileWriter
+    from conveyord.storage.lake.ledger import Ledger
+
+REBUILDS_MAX = 5  # someone who changes the partitioning more often than this during one commit is a bug
+
+
+@dataclass(frozen=True, slots=True)
+class TableWriterOptions:
+    """How the table is opened, shaped and written."""
+
+    identifier: str
+    pipeline: str
+    partition_by: tuple[str, ...]
+    adopt: bool
+    adopt_from: str | None
+    target_file_bytes: int
+
+
+class TableWriter:
+    """Blocking. Calls must not overlap; each may come from another thread."""
+
+    def __init__(self, catalog: Catalog, ledger: Ledger, options: TableWriterOptions) -> None:
+        from conveyord.storage.lake.commit import TableCommitter
+
+        self._catalog = catalog
+        self._ledger = ledger.for_table(options.pipeline)
+        self._options = options
+        self._committer = TableCommitter(
+            catalog,
+            options.identifier,
+            options.pipeline,
+            self._ledger,
+            random=Random(),  # noqa: S311 - jitter of retries, not a secret
+        )
+        self._table: Table | None = None
+        self._files: DataFileWriter | None = None
+        self._staged: list[DataFile] = []
+        self.schema: pa.Schema | None = None
+        """What `write` takes: the table's columns and types, or None while there is no table."""
+        self.rows_committed = 0
+        self.files_committed = 0
+        self.commits = 0
+
+    def open(self) -> Positions:
+        """Look at the table and return how far it has been written; nothing is created.
+
+        Raises Refused if the table must not be written (foreign rows without `adopt`, rolled back).
+        """
+        fence = self._committer.open(adopt=self._options.adopt, adopt_from=self._options.adopt_from)
+        if fence is None:
+            return Positions()
+        self._use(self._catalog.load_table(self._options.identifier))
+        return fence.positions
+
+    def shape(self, schema: pa.Schema) -> None:
+        """Make the table take columns of `schema`: create it, or add what it lacks. Sets `self.schema`.
+
+        Files that were begun under the former schema are closed and stay valid: a column that a file
+        lacks reads as null.
+        """
+        from conveyord.storage.lake.schemas import TableAppeared, create_table, evolve
+
+        if self._table is None:
+            with suppress(TableAppeared):  # someone else was faster: whether it may be written is seen below
+                create_table(
+                    self._catalog,
+                    self._options.identifier,
+                    schema,
+                    self._options.partition_by,
+                    self._committer.initial_properties(),
+                )
+            self.open()
+            assert self._table is not None
+            self._use(evolve(self._table, schema))
+        else:
+            self._stage()
+            self._use(evolve(self._table, schema))
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Write rows, with exactly `self.schema`, to data files that nothing names yet."""
+        assert self._files is not None, "a table is shaped before it is written"
+        self._files.write(batch)
+
+    @property
+    def bytes_staged(self) -> int:
+        """About how many bytes the next commit would add."""
+        staged = sum(file.file_size_in_bytes for file in self._staged)
+        return staged + (self._files.bytes_written + self._files.buffered_bytes if self._files else 0)
+
+    def commit(self, spans: Iterable[Span], tally: Tally) -> None:
+        """Put the rows written since the last commit and the fence that names their records into the table.
+
+        On return they are in the table exactly once, and on disk. Raises OutcomeUnknown if that cannot be
+        found out; the next run finds out. Raises Refused, Retryable or StorageFull if they are not there.
+        """
+        from conveyord.storage.lake.commit import Rebuild
+
+        assert self._table is not None, "a table is shaped before a commit"
+        self._stage()
+        rows = sum(file.record_count for file in self._staged)
+        fence = self._committer.fence.advanced(spans, tally, rows)
+        for _ in range(REBUILDS_MAX):
+            try:
+                spec_id, schema_id = self._table.spec().spec_id, self._table.schema().schema_id
+                self._committer.commit(self._staged, fence, spec_id=spec_id, schema_id=schema_id)
+                break
+            except Rebuild:
+                self._rebuild()
+        else:
+            raise Refused(
+                f"table {self._options.identifier}: its partitioning or schema changed {REBUILDS_MAX} times "
+                "during one commit; find out who changes it, then run again"
+            )
+        self.rows_committed += rows
+        self.files_committed += len(self._staged)
+        self.commits += 1
+        self._staged = []
+
+    def abort(self) -> None:
+        """Delete the files that no commit has named or may still name. The writer is of no more use."""
+        if self._files is not None:
+            self._files.abort()
+
+    def _use(self, table: Table) -> None:
+        from conveyord.storage.lake.data_files import DataFileWriter, WriterOptions
+        from conveyord.storage.lake.schemas import arrow_schema
+
+        self._table = table
+        self.schema = arrow_schema(table)
+        options = WriterOptions(target_file_bytes=self._options.target_file_bytes)
+        self._files = DataFileWriter(table, options, self._ledger.intend)
+
+    def _stage(self) -> None:
+        if self._files is not None:
+            self._staged += self._files.finish()
+
+    def _rebuild(self) -> None:
+        """Write the staged rows again as the table wants them now."""
+        from conveyord.storage.lake.data_files import WriterOptions, rewrite
+
+        table = self._catalog.load_table(self._options.identifier)
+        options = WriterOptions(target_file_bytes=self._options.target_file_bytes)
+        self._staged = rewrite(self._staged, table, options, self._ledger.intend)
+        self._use(table)

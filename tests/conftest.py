@@ -1,0 +1,33 @@
+"""Shared by every test: Hypothesis profiles and a place to write to.
+
+Profiles: `dev` by default, `ci` in .ci/run (repeatable: the examples follow from the test alone), `soak`
+for hours. Choose one with HYPOTHESIS_PROFILE.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy two-core machine stalls for seconds at times; time is no verdict in these tests.
+_SLOW = [HealthCheck.too_slow]
+
+settings.register_profile("dev", max_examples=50, deadline=None, suppress_health_check=_SLOW)
+settings.register_profile(
+    "ci", max_examples=200, deadline=None, derandomize=True, print_blob=True, suppress_health_check=_SLOW
+)
+settings.register_profile(
+    "soak", max_examples=5_000, stateful_step_count=200, deadline=None, suppress_health_check=_SLOW
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """An empty data directory of its own, as `--data-dir` takes it."""
+    path = tmp_path / "data"
+    path.mkdir()
+    return path

@@ -1,0 +1,178 @@
+"""The file sources: order, positions, resumption, bad records, and schemas that grow on the way."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import trio
+
+from conveyord.core.errors import RecordError
+from conveyord.core.flow.positions import Positions, Span
+from conveyord.core.flow.tally import Tally
+from conveyord.engine.contracts import OperatorContext
+from conveyord.engine.messages import Watermark
+from conveyord.operators.source_file_jsonl import FileJsonlConfig, FileJsonlSource
+
+SMALL_BLOCK = 64 * 1024
+
+
+class Collector:
+    """An outlet that keeps what it is given."""
+
+    def __init__(self, drain_after: int | None = None) -> None:
+        self.batches: list[tuple[pa.RecordBatch, tuple[Span, ...], Tally]] = []
+        self.drain = trio.Event()
+        self._drain_after = drain_after
+
+    async def send(self, data: pa.RecordBatch, spans: tuple[Span, ...], tally: Tally, *, raw_bytes: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self.batches.append((data, spans, tally))
+        if len(self.batches) == self._drain_after:
+            self.drain.set()
+
+    async def watermark(self, watermark: Watermark) -> None:
+        raise AssertionError("file sources have no event time")
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [row for data, _, _ in self.batches for row in data.to_pylist()]
+
+    @property
+    def positions(self) -> Positions:
+        return Positions().advanced(span for _, spans, _ in self.batches for span in spans)
+
+
+async def read(
+    pattern: Path, *, fences: tuple[Positions, ...] = (Positions(),), out: Collector | None = None, **context: Any
+) -> Collector:
+    out = out or Collector()
+    config = FileJsonlConfig(path=str(pattern), block_bytes=SMALL_BLOCK)
+    surroundings = OperatorContext(
+        pipeline="default/p", stage="source", data_dir=pattern.parent, threads=trio.CapacityLimiter(2), **context
+    )
+    await FileJsonlSource(config, surroundings).run(out, fences=fences, drain=out.drain)
+    return out
+
+
+def lines(first: int, end: int) -> bytes:
+    return b"".join(b'{"n":%d,"pad":"%s"}\n' % (n, b"x" * 50) for n in range(first, end))
+
+
+async def test_rows_come_in_file_order_and_positions_tile(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(0, 10_000))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines(10_000, 20_000)))
+    out = await read(tmp_path / "*")
+    assert [row["n"] for row in out.rows] == list(range(20_000))
+    assert len(out.batches) > 10
+    assert {position.offset for position in out.positions.values()} == {
+        len(lines(0, 10_000)),
+        len(lines(10_000, 20_000)),
+    }
+
+
+async def test_reading_goes_on_from_a_fence_without_loss_or_repetition(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(0, 10_000))
+    (tmp_path / "b.jsonl").write_bytes(lines(10_000, 20_000))
+    first = await read(tmp_path / "*", out=Collector(drain_after=4))
+    second = await read(tmp_path / "*", fences=(first.positions,))
+    assert 0 < len(first.rows) < 20_000
+    assert [row["n"] for row in first.rows + second.rows] == list(range(20_000))
+
+
+async def test_batches_are_cut_at_every_fence(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(0, 10_000))
+    ahead = await read(tmp_path / "*", out=Collector(drain_after=3))
+    behind = Positions().advanced(ahead.batches[0][1])
+    out = await read(tmp_path / "*", fences=(ahead.positions, behind))
+    (position,) = ahead.positions.values()
+    ends = [spans[0].end for _, spans, _ in out.batches]
+    assert position.offset in ends
+    assert out.batches[0][1][0].first == behind[next(iter(behind))].offset
+
+
+async def test_a_finished_source_reads_nothing_again(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(0, 100))
+    out = await read(tmp_path / "*")
+    assert (await read(tmp_path / "*", fences=(out.positions,))).batches == []
+
+
+@pytest.mark.parametrize("where", [0, 3, 4_000])
+async def test_a_bad_record_stops_behind_the_rows_before_it_and_can_be_mended(tmp_path: Path, where: int) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines(0, where) + b'{"n": broken}\n' + lines(where + 1, 10_000))
+    out = Collector()
+    with pytest.raises(RecordError, match=rf"a\.jsonl:{where + 1} \(byte {len(lines(0, where))}\)"):
+        await read(path, out=out)
+    assert [row["n"] for row in out.rows] == list(range(where))
+    path.write_bytes(lines(0, 10_000))
+    rest = await read(path, fences=(out.positions,))
+    assert [row["n"] for row in out.rows + rest.rows] == list(range(10_000))
+
+
+async def test_skipped_records_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines(0, 2_000) + b"{broken\n" + lines(2_000, 4_000) + b"[1]\n")
+    out = await read(path, skip_bad=True)
+    assert [row["n"] for row in out.rows] == list(range(4_000))
+    tally = sum((tally for _, _, tally in out.batches), Tally())
+    assert tally == Tally(read=4_002, skipped=2)
+
+
+async def test_a_record_beyond_the_limit_is_a_bad_record(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines(0, 10) + b'{"n":"' + b"x" * 20_000_000 + b'"}\n' + lines(10, 20))
+    with pytest.raises(RecordError, match="max_record_bytes is 16777216") as caught:
+        await read(path)
+    assert caught.value.code == "RECORD_TOO_LARGE"
+    out = await read(path, skip_bad=True)
+    assert [row["n"] for row in out.rows] == list(range(20))
+
+
+async def test_a_truncated_gzip_stops_the_run_behind_its_whole_records(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    whole = gzip.compress(lines(0, 10_000))
+    path.write_bytes(whole[: len(whole) // 2])
+    out = Collector()
+    with pytest.raises(RecordError, match="restore the file"):
+        await read(path, out=out)
+    path.write_bytes(whole)
+    rest = await read(path, fences=(out.positions,))
+    assert [row["n"] for row in out.rows + rest.rows] == list(range(10_000))
+
+
+async def test_a_field_that_appears_late_is_a_column_from_there_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    filler = b"".join(b'{"n":%d,"pad":"%s"}\n' % (n, b"x" * 1000) for n in range(20_000))  # beyond the sample
+    late = b"".join(b'{"n":%d,"late":{"deep":%d}}\n' % (n, n) for n in range(20_000, 22_000))
+    path.write_bytes(filler + late + lines(22_000, 22_100))
+    out = await read(path)
+    assert "late" not in out.batches[0][0].schema.names
+    assert [row["late"]["deep"] for row in out.rows if row.get("late")] == list(range(20_000, 22_000))
+    schemas = [data.schema for data, _, _ in out.batches]
+    grown = next(i for i, schema in enumerate(schemas) if "late" in schema.names)
+    assert all("late" in schema.names for schema in schemas[grown:])
+
+
+async def test_types_do_not_depend_on_where_reading_starts(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"n": n, "x": n if n > 2_000 else n + 0.5, "pad": "p" * 60} for n in range(4_000)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first = await read(path, out=Collector(drain_after=2))
+    second = await read(path, fences=(first.positions,))
+    assert second.batches[0][0].schema == first.batches[0][0].schema
+    assert second.batches[0][0].schema.field("x").type == pa.float64()
+
+
+async def test_provenance_names_the_place_of_every_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    content = lines(0, 3_000) + b"bad\n\n" + lines(3_000, 6_000)
+    path.write_bytes(content)
+    out = await read(path, skip_bad=True, provenance=True)
+    for row in out.rows:
+        assert row["_source"] == "source" and row["_partition"] == str(path)
+        assert content[row["_offset"] :].startswith(b'{"n":%d,' % row["n"])
