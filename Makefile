@@ -15,9 +15,7 @@ setup: .venv/.ready  ## make .venv with pinned packages (fast when nothing chang
 	@PYTHON='$(PYTHON)' sh .ci/setup
 
 demo: setup  ## run the main job: earthquakes into an Iceberg table, no server needed
-	$(BIN)/conveyord run examples/earthquakes.yaml --data-dir $(DEMO_DIR)
-	$(BIN)/conveyord query "SELECT count(*) AS quakes, max(mag) AS strongest FROM seismic.quakes" --data-dir $(DEMO_DIR)
-	$(BIN)/conveyord audit seismic.quakes --data-dir $(DEMO_DIR)
+	@DEMO_DATA=$(DEMO_DIR) sh examples/demo.sh
 
 test: setup  ## the tests, under ten minutes on two cores
 	$(PYTEST) -q -n 2

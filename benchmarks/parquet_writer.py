@@ -120,9 +120,8 @@ def main() -> None:
         print(json.dumps({"rows": arguments.rows, "rounds": arguments.rounds, "writers": result}))
         return
     for name, row in result.items():
-        print(
-            f"{name:20} {row['rows_per_second']:>9,} rows/s  x{row['speed_ratio']:<5}  size x{row['size_ratio']}"
-        )
+        speed, ratio = row["rows_per_second"], row["speed_ratio"]
+        print(f"{name:20} {speed:>9,} rows/s  x{ratio:<5}  size x{row['size_ratio']}")
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def _unknown_verbs(text: str, known: set[str]) -> set[str]:
 
 
 def test_the_commands_in_the_documents_exist() -> None:
-    from conveyord.cli.main import conveyord, conveyorctl
+    from conveyord.cli.main import conveyorctl, conveyord
 
     known = set(conveyord.commands) | set(conveyorctl.commands)
     documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]

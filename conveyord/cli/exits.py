@@ -82,7 +82,7 @@ def report_bug(error: BaseException) -> None:
     trace = "".join(traceback.format_exception(error))
     if os.environ.get("CONVEYORD_DEBUG"):
         sys.stderr.write(trace)
-    summary = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+    summary = _summary(error)
     try:
         # Not in the data directory: it may be what is full or unwritable.
         handle, path = tempfile.mkstemp(prefix="conveyord-bug-", suffix=".txt")
@@ -101,5 +101,12 @@ def print_json(document: Any) -> None:
 
 def _as_json(expected: ConveyordError | None, error: BaseException) -> dict[str, Any]:
     if expected is None:
-        return {"code": "BUG", "message": f"{type(error).__name__}: {error}"}
+        return {"code": "BUG", "message": _summary(error)}
     return {"code": expected.code, "message": str(expected)}
+
+
+def _summary(error: BaseException) -> str:
+    """One line on an unexpected exception; a group of one is what it holds."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}".split("\n", 1)[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -43,10 +44,13 @@ for _command in (query, audit):
     conveyorctl.add_command(_command)
 
 
-def invoke(group: click.Group, name: str) -> int:
-    """Run one command line and return its exit code. Failures of a verb are already reported by it."""
+def invoke(group: click.Group, name: str, arguments: Sequence[str] | None = None) -> int:
+    """Run one command line, by default this process's, and return its exit code.
+
+    Failures of a verb are already reported by it.
+    """
     try:
-        code = group.main(prog_name=name, standalone_mode=False)
+        code = group.main(arguments, prog_name=name, standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.Exit as ended:
         return ended.exit_code

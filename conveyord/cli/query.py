@@ -18,9 +18,7 @@ TABLE_ROWS_MAX = 1000  # rows of a table for people; -o json and csv stream with
 @click.argument("sql")
 @data_dir_option
 @config_option
-@click.option(
-    "--catalog", default="lake", show_default=True, help="The Iceberg catalog whose tables are named."
-)
+@click.option("--catalog", default="lake", show_default=True, help="The Iceberg catalog whose tables are named.")
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
@@ -59,9 +57,7 @@ def query(
     else:
         if output == "json" and len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise ConfigError(
-                f"two columns of the result are named {twice!r}; give one of them another name with AS"
-            )
+            raise ConfigError(f"two columns of the result are named {twice!r}; give one of them another name with AS")
         # The first row is computed before anything is printed, so that most failures leave no half document.
         first = next(rows, None)
         everything = (row for part in (([first] if first is not None else []), rows) for row in part)

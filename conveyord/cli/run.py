@@ -35,12 +35,8 @@ THREADS_MAX = 256
     metavar="N",
     help="Threads for CPU-bound work.  [default: one per core]",
 )
-@click.option(
-    "--skip-bad", is_flag=True, help="Pass over bad records, counted and logged, instead of stopping."
-)
-@click.option(
-    "--adopt", metavar="NAMESPACE/NAME", help="The pipeline's former name, whose positions are taken over."
-)
+@click.option("--skip-bad", is_flag=True, help="Pass over bad records, counted and logged, instead of stopping.")
+@click.option("--adopt", metavar="NAMESPACE/NAME", help="The pipeline's former name, whose positions are taken over.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="[default: text]")
 @output_option("text", "json")
@@ -74,9 +70,7 @@ def run(
     pipeline = _one_pipeline(file)
     prints_rows = pipeline.sink.type == "stdout_pretty"
     if prints_rows and output == "json":
-        raise click.UsageError(
-            "-o json and the sink stdout_pretty both write to standard output; use -o text"
-        )
+        raise click.UsageError("-o json and the sink stdout_pretty both write to standard output; use -o text")
     form = log_format or settings.log.format
     configure_logs(level=log_level or settings.log.level, form=form)
     request = RunRequest(
@@ -107,9 +101,7 @@ def _one_pipeline(file: Path) -> PipelineSpec:
     pipelines = load_pipelines(file)
     if len(pipelines) > 1:
         names = ", ".join(pipeline.identity for pipeline in pipelines)
-        raise ConfigError(
-            f"{file} holds {len(pipelines)} pipelines ({names}); conveyord run takes a file with one"
-        )
+        raise ConfigError(f"{file} holds {len(pipelines)} pipelines ({names}); conveyord run takes a file with one")
     return pipelines[0]
 
 

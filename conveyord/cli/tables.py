@@ -34,11 +34,7 @@ def plain(value: Any) -> Any:
         case None | bool() | int() | str():
             return value
         case float():
-            return (
-                value
-                if math.isfinite(value)
-                else {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
-            )
+            return value if math.isfinite(value) else {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
         case datetime():
             return value.isoformat().replace("+00:00", "Z")
         case date() | time():
@@ -62,8 +58,7 @@ def write_json(file: TextIO, columns: Sequence[str], rows: Iterator[list[Any]]) 
     count = 0
     for row in rows:
         file.write(
-            ("[" if count == 0 else ",\n ")
-            + json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False)
+            ("[" if count == 0 else ",\n ") + json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False)
         )
         count += 1
     file.write("]\n" if count else "[]\n")
@@ -83,14 +78,9 @@ def write_csv(file: TextIO, columns: Sequence[str], rows: Iterator[list[Any]]) -
 
 def write_table(file: TextIO, schema: pa.Schema, rows: Sequence[list[Any]]) -> None:
     """Write rows aligned under their column names, numbers to the right."""
-    right = [
-        pa.types.is_integer(f.type) or pa.types.is_floating(f.type) or pa.types.is_decimal(f.type)
-        for f in schema
-    ]
+    right = [pa.types.is_integer(f.type) or pa.types.is_floating(f.type) or pa.types.is_decimal(f.type) for f in schema]
     cells = [[_cell(value) for value in row] for row in rows]
-    widths = [
-        max([len(name), *(len(row[index]) for row in cells)]) for index, name in enumerate(schema.names)
-    ]
+    widths = [max([len(name), *(len(row[index]) for row in cells)]) for index, name in enumerate(schema.names)]
     for row in ([_cell(name) for name in schema.names], ["-" * width for width in widths], *cells):
         padded = [
             cell.rjust(width) if to_right else cell.ljust(width)

@@ -8,6 +8,7 @@ problems of a file in one run.
 from __future__ import annotations
 
 import json
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
@@ -17,7 +18,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from conveyord.core.errors import ConfigError
-from conveyord.core.pipeline.manifest import API_VERSION, NOT_YET, PipelineBody, PipelineSpec, StageSpec
+from conveyord.core.pipeline.manifest import (
+    API_VERSION,
+    GRAPH_KEYS,
+    NOT_YET,
+    PipelineBody,
+    PipelineSpec,
+    StageSpec,
+)
 from conveyord.engine.problems import DefinitionError, Problem
 from conveyord.engine.registry import Kind, Registry, installed, validate_options
 from conveyord.engine.yaml_source import FILE_BYTES_MAX, Document, YamlText, place_of
@@ -44,6 +52,7 @@ _WANTED = {
     "set_type": "a list",
     "frozen_set_type": "a list",
 }
+_MUST_BE = re.compile(r"(?P<name>.+?) must be (?P<wanted>.+), got (?P<got>[^;]+)")
 
 
 def load_pipelines(path: Path, *, registry: Registry | None = None) -> list[PipelineSpec]:
@@ -113,6 +122,14 @@ class _Loader:
                 f"the bare form is not supported yet; add apiVersion: {API_VERSION} and kind: Pipeline",
             )
             return True
+        spec = value.get("spec")
+        graph_keys = [key for key in spec if key in GRAPH_KEYS] if isinstance(spec, dict) else []
+        if graph_keys:
+            sentence = (
+                "the graph form is not supported yet; write one inline source, steps and one inline sink"
+            )
+            self._at(document, ("spec", graph_keys[0]), sentence, key=True)
+            return True
         return False
 
     def _check_stages(self, document: Document, spec: dict[str, Any]) -> None:
@@ -149,52 +166,67 @@ class _Loader:
         for detail in error.errors(include_url=False):
             path = (*base, *detail["loc"])
             place, known = place_of(document, path)
-            by_key = detail["type"] in ("extra_forbidden", "missing")
-            where = (place.key_line, place.key_column) if by_key else (place.line, place.column)
             value = _value_at(document.value, known)
+            # Nothing stands where a null is written by leaving the value out.
+            by_key = detail["type"] in ("extra_forbidden", "missing") or value is None
+            where = (place.key_line, place.key_column) if by_key else (place.line, place.column)
             name = _name_of(known) if len(known) > len(base) else what
-            sentence = _sentence(detail, value, name, _model_at(model, detail["loc"][:-1]), what)
+            sentence = _sentence(detail, value, name, _model_at(model, detail["loc"][:-1]))
             if sentence not in sentences.setdefault(where, []):
                 sentences[where].append(sentence)
         for (line, column), several in sentences.items():
             # The branches of a union each report the same value; one line says what all of them want.
-            missing = [sentence for sentence in several if " is missing" in sentence]
-            rest = [sentence for sentence in several if sentence not in missing]
-            for sentence in missing:
+            for sentence in _joined(several):
                 self._text.problem(line, column, sentence)
-            if rest:
-                self._text.problem(line, column, "; or ".join(rest))
 
-    def _at(self, document: Document, path: tuple[str | int, ...], message: str) -> None:
+    def _at(
+        self, document: Document, path: tuple[str | int, ...], message: str, *, key: bool = False
+    ) -> None:
+        """Remember a problem with the value at `path`, or with its key."""
         place, _ = place_of(document, path)
-        self._text.problem(place.line, place.column, message)
+        line, column = (place.key_line, place.key_column) if key else (place.line, place.column)
+        self._text.problem(line, column, message)
 
 
-def _sentence(detail: ErrorDetails, value: Any, name: str, model: type[BaseModel] | None, what: str) -> str:
+def _joined(sentences: list[str]) -> list[str]:
+    """`sentences` with those that differ only in what a value must be made into one."""
+    wanted: dict[tuple[str, str], list[str]] = {}
+    joined = []
+    for sentence in sentences:
+        match = _MUST_BE.fullmatch(sentence)
+        if match is None:
+            joined.append(sentence)
+        else:
+            wanted.setdefault((match["name"], match["got"]), []).append(match["wanted"])
+    return joined + [
+        f"{name} must be {' or '.join(choices)}, got {got}" for (name, got), choices in wanted.items()
+    ]
+
+
+def _sentence(detail: ErrorDetails, value: Any, name: str, model: type[BaseModel] | None) -> str:
     """One problem of pydantic's in our words, with the value and a remedy. `name` is the value's."""
     kind, context = detail["type"], detail.get("ctx", {})
     key = str(detail["loc"][-1]) if detail["loc"] else ""
     if kind == "missing":
-        return f"the key {key!r} is missing in {_owner(detail['loc'], what)}"
+        return f"the key {key!r} is missing in {name}"
     if kind == "extra_forbidden":
         return _unknown_key(key, model)
     if kind == "literal_error" or kind == "enum":
-        return _bad_choice(str(context["expected"]), value)
+        return _bad_choice(name, str(context["expected"]), value)
     if kind in _WANTED:
         return f"{name} must be {_WANTED[kind]}, got {_shown(value)}{_quote_hint(_WANTED[kind], value)}"
     if kind in ("value_error", "assertion_error"):
         return str(context.get("error", detail["msg"]))
-    return f"{detail['msg'][:1].lower()}{detail['msg'][1:]}, got {_shown(value)}"
+    message = detail["msg"]
+    if message.startswith("Input should be "):
+        return f"{name} must be {message.removeprefix('Input should be ')}, got {_shown(value)}"
+    return f"{name}: {message[:1].lower()}{message[1:]}, got {_shown(value)}"
 
 
 def _name_of(path: tuple[str | int, ...]) -> str:
     """What a reader calls the value at `path`: its key, or its number in a list."""
     last = path[-1]
     return repr(last) if isinstance(last, str) else f"item {last + 1} of {_name_of(path[:-1])}"
-
-
-def _owner(location: tuple[int | str, ...], what: str) -> str:
-    return ".".join(str(part) for part in location[:-1]) or what
 
 
 def _unknown_key(key: str, model: type[BaseModel] | None) -> str:
@@ -209,12 +241,11 @@ def _unknown_key(key: str, model: type[BaseModel] | None) -> str:
     )
 
 
-def _bad_choice(expected: str, value: Any) -> str:
-    choices = expected.replace("'", "").replace(" or ", ", ")
-    close = _close(value, choices.split(", ")) if isinstance(value, str) else None
-    if close is not None:
-        return f"must be {choices.replace(', ', ' or ')}, got {_shown(value)}; did you mean {close!r}?"
-    return f"must be {choices.replace(', ', ' or ')}, got {_shown(value)}"
+def _bad_choice(name: str, expected: str, value: Any) -> str:
+    choices = expected.replace("'", "").replace(" or ", ", ").split(", ")
+    sentence = f"{name} must be {' or '.join(choices)}, got {_shown(value)}"
+    close = _close(value, choices) if isinstance(value, str) and len(choices) > 1 else None
+    return sentence if close is None else f"{sentence}; did you mean {close!r}?"
 
 
 def _close(word: str, known: list[str]) -> str | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import structlog
 import trio
 from pydantic import Field
@@ -27,7 +28,7 @@ from conveyord.engine.decoding import SAMPLE_BYTES, BadRecord, BlockDecoder, Dec
 from conveyord.engine.ordered import ordered_map
 from conveyord.engine.provenance import with_provenance
 from conveyord.engine.schema import fit, merge
-from conveyord.storage.files import MARK_BYTES, Block, BlockReader, discover, head_of, line_number, mark_of
+from conveyord.storage.files import Block, BlockReader, discover, head_of, line_number
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +44,7 @@ class FileSourceConfig(OperatorConfig):
     block_bytes: Bytes = Field(
         default=8 * 1024 * 1024, ge=64 * 1024, le=256 * 1024 * 1024, description="Bytes decoded at a time."
     )
+    batch_rows: int = Field(default=65_536, ge=1, le=10_000_000, description="Rows in one batch, at most.")
     max_record_bytes: Bytes = Field(
         default=16 * 1024 * 1024, ge=1024, le=1024**3, description="A longer record is a bad record."
     )
@@ -55,7 +57,7 @@ class _File(Generic[Layout]):
     path: Path
     partition: Partition
     layout: Layout
-    header_bytes: int
+    reader: BlockReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,6 @@ class _Job(Generic[Layout]):
 
 class FileSource(Source, Generic[Layout]):
     """Base of the file sources. A subclass gives the decoder; everything else is the same for all formats."""
-
-    config: FileSourceConfig
 
     def decoder(self) -> BlockDecoder[Layout]:
         """The decoder for this source's configuration."""
@@ -86,7 +86,7 @@ class FileSource(Source, Generic[Layout]):
         async def decode(job: _Job[Layout]) -> Decoded:
             return await self.context.in_thread(decoder.decode, job.block.data, job.schema, job.file.layout)
 
-        async with ordered_map(jobs, decode, width=self.context.threads.total_tokens + 1) as results:
+        async with ordered_map(jobs, decode, width=int(self.context.threads.total_tokens) + 1) as results:
             async for job, decoded in results:
                 await self._emit(out, decoder, job, await self._current(decoder, job, decoded))
 
@@ -151,7 +151,7 @@ class FileSource(Source, Generic[Layout]):
             record_bytes_max=self.config.max_record_bytes,
             cuts=tuple(position.offset for position in known),
         )
-        return _File(path, partition, layout, header_bytes), reader.blocks()
+        return _File(path, partition, layout, reader), reader.blocks()
 
     async def _current(self, decoder: BlockDecoder[Layout], job: _Job[Layout], decoded: Decoded) -> Decoded:
         """`decoded` under the newest schema of this source, which it may grow."""
@@ -168,29 +168,40 @@ class FileSource(Source, Generic[Layout]):
         self, out: Outlet, decoder: BlockDecoder[Layout], job: _Job[Layout], decoded: Decoded
     ) -> None:
         """Send the rows of one block; at a bad record, stop behind the rows before it or count it."""
-        block, bad = job.block, decoded.bad
+        block, data, bad, end = job.block, decoded.data, decoded.bad, job.block.end
         if block.oversize:
-            limit = f"the record has {block.end - block.first} bytes, max_record_bytes is {self.config.max_record_bytes}"
-            bad = (BadRecord(0, block.end - block.first, 0, "RECORD_TOO_LARGE", f"{limit}; raise it or mend the record"),)
-        data, end, mark = decoded.data, block.end, block.mark
+            bad = (self._oversize(block),)
         error = None
         if bad and not self.context.skip_bad:
             error = await self.context.in_thread(self._error, job, bad[0])
-            end = block.data_first + bad[0].offset
-            mark = mark_of(await self.context.in_thread(head_of, job.file.path, MARK_BYTES), end)
-            data, bad = data.slice(0, bad[0].row), ()
+            data, end, bad = data.slice(0, bad[0].row), block.data_first + bad[0].offset, ()
         for record in bad:
             found = await self.context.in_thread(self._error, job, record)
             log.warning("passing over a bad record", place=found.place, code=found.code, reason=found.reason)
-        if self.context.provenance:
-            starts = decoder.starts(block.data)
-            data = with_provenance(data, job.file.partition, starts, bad, first=block.data_first)
-        if end > block.first:
-            span = Span(job.file.partition, block.first, end, mark)
-            tally = Tally(read=data.num_rows + len(bad), skipped=len(bad))
-            await out.send(data, (span,), tally, raw_bytes=end - block.first)
+        ends = [(data.num_rows, end)]
+        if self.context.provenance or data.num_rows > self.config.batch_rows:
+            offsets = await self.context.in_thread(_offsets, decoder, block, bad, data.num_rows)
+            if self.context.provenance:
+                data = with_provenance(data, job.file.partition, offsets)
+            inner = range(self.config.batch_rows, data.num_rows, self.config.batch_rows)
+            ends = [*((row, offsets[row].as_py()) for row in inner), *ends]
+        row, first, skipped = 0, block.first, len(bad)
+        for row_end, end in ends:
+            if end > first:
+                span = Span(job.file.partition, first, end, job.file.reader.mark(end))
+                tally = Tally(read=row_end - row + skipped, skipped=skipped)
+                await out.send(data.slice(row, row_end - row), (span,), tally, raw_bytes=end - first)
+            row, first, skipped = row_end, end, 0
         if error is not None:
             raise error
+
+    def _oversize(self, block: Block) -> BadRecord:
+        length = block.end - block.first
+        reason = (
+            f"the record has {length} bytes, max_record_bytes is {self.config.max_record_bytes}; "
+            "raise that option or mend the record"
+        )
+        return BadRecord(0, length, 0, "RECORD_TOO_LARGE", reason)
 
     def _error(self, job: _Job[Layout], bad: BadRecord) -> RecordError:
         """The error that names the place of a bad record: file, line and byte. Blocking."""
@@ -205,3 +216,14 @@ def _begin(decoder: BlockDecoder[Layout], path: Path, head: bytes) -> tuple[int,
         return decoder.begin(head)
     except RecordError as error:
         raise RecordError(f"{path}: {error.place}", error.reason, code=error.code) from error
+
+
+def _offsets(
+    decoder: BlockDecoder[Layout], block: Block, bad: tuple[BadRecord, ...], rows: int
+) -> pa.Int64Array:
+    """Where the records of the first `rows` good rows of `block` start in the file. Blocking."""
+    starts = decoder.starts(block.data)
+    if bad:
+        dropped = pa.array([record.offset for record in bad], pa.int64())
+        starts = starts.filter(pc.invert(pc.is_in(starts, dropped)))
+    return pc.add(starts.slice(0, rows), pa.scalar(block.data_first, pa.int64()))

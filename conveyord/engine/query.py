@@ -19,6 +19,8 @@ from conveyord.storage.lake.reading import LakeReader
 
 _MISSING = re.compile(r"table '(?:[^'.]+\.)?([^']+)' not found|failed to resolve schema: (\S+)")
 
+_PARSER = re.compile(r'ParserError\("(.*)"\)', re.DOTALL)
+
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
@@ -77,11 +79,11 @@ def _tables_of(lake: LakeReader) -> Any:
         def __init__(self, name: str) -> None:
             self._name = name
 
-        @property  # the bindings read it as an attribute, whatever their base class declares
-        def table_names(self) -> set[str]:
+        @property  # the bindings read a sequence from an attribute, whatever their base class declares
+        def table_names(self) -> list[str]:
             prefix = f"{self._name}."
             below = (name.removeprefix(prefix) for name in lake.table_names() if name.startswith(prefix))
-            return {name for name in below if "." not in name}
+            return sorted(name for name in below if "." not in name)
 
         def table(self, name: str) -> Table | None:
             try:
@@ -131,4 +133,5 @@ def _first_line(error: Exception) -> str:
         "Execution error: ",
     ):
         text = text.removeprefix(prefix)
-    return text
+    parser = _PARSER.fullmatch(text)
+    return parser[1] if parser is not None else text

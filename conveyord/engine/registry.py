@@ -72,7 +72,7 @@ class Registry:
         contract = _CONTRACTS[kind]
         if not (isinstance(loaded, type) and issubclass(loaded, contract)):
             raise ConfigError(
-                f"{kind} {type_name!r} from {_origin(point)} is not a conveyord.engine.contracts.{contract.__name__}"
+                f"{kind} {type_name!r} from {_origin(point)} is not a {contract.__name__} operator"
             )
         return loaded
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from conveyord.core.errors import BatchError, ConfigError
+from conveyord.engine.schema.lists import Elements
 
 INPUT_TABLE = "input_data"
 BATCH_ROWS_MAX = 1 << 20  # DataFusion cuts its output at this size; larger than any batch of ours
@@ -25,7 +26,6 @@ _PREFIXES = re.compile(
     r"This feature is not implemented|Optimizer rule '\w+' failed|type_coercion|caused by)[:\s]\s*"
 )
 _PARSER_ERROR = re.compile(r'(?:Parser|Tokenizer)Error\("(.*)"\)', re.DOTALL)
-_NEEDS_COLUMNS = ("Schema error", "type_coercion")
 
 
 class BatchQuery:
@@ -43,10 +43,12 @@ class BatchQuery:
         first = _FIRST_WORD.match(code)
         if first is None or first.group(1).upper() not in ("SELECT", "WITH"):
             raise ConfigError(
-                f"{setting} must be one query that begins with SELECT or WITH; it begins with {code.strip()[:20]!r}"
+                f"{setting} must be one query that begins with SELECT or WITH, not with {code.strip()[:20]!r}"
             )
         if not re.search(rf"\b{INPUT_TABLE}\b", code):
-            raise ConfigError(f"{setting} never mentions {INPUT_TABLE}, the table that holds the incoming rows")
+            raise ConfigError(
+                f"{setting} never mentions {INPUT_TABLE}, the table that holds the incoming rows"
+            )
         self._context, self._options = _session()
         self._check_without_columns()
 
@@ -101,12 +103,13 @@ class BatchQuery:
     def _collect(self, frame: Any) -> list[pa.RecordBatch]:
         try:
             return list(frame.collect())
-        # DataFusion's bindings raise bare Exception for whatever fails while it runs.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - DataFusion raises nothing more precise
             try:
                 frame.execution_plan()
-            except Exception:  # it does not even plan, so no other rows will do better
-                raise ConfigError(f"{self._setting} cannot work on these rows: {readable(str(error))}") from None
+            except Exception:  # noqa: BLE001 - it does not even plan, so no other rows will do better
+                raise ConfigError(
+                    f"{self._setting} cannot work on these rows: {readable(str(error))}"
+                ) from None
             raise BatchError(f"{self._setting} failed on a value: {readable(str(error))}") from None
 
     def _result_schema(self, frame: Any) -> pa.Schema:
@@ -116,7 +119,8 @@ class BatchQuery:
         twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
         if twice:
             raise ConfigError(
-                f"{self._setting} returns more than one column named {twice[0]!r}; give each its own name with AS"
+                f"{self._setting} returns more than one column named {twice[0]!r}; "
+                "give each its own name with AS"
             )
         return pa.schema([pa.field(field.name, settled_type(field.type)) for field in schema])
 
@@ -124,14 +128,15 @@ class BatchQuery:
         # By position: a recursive query's batches carry other names than its plan.
         settled = [
             pa.RecordBatch.from_arrays(
-                [column.cast(kind) for column, kind in zip(batch.columns, schema.types, strict=True)], schema=schema
+                [column.cast(kind) for column, kind in zip(batch.columns, schema.types, strict=True)],
+                schema=schema,
             )
             for batch in batches
         ]
         if len(settled) == 1:
             return settled[0]
         if not settled:
-            return schema.empty_table().to_batches()[0] if False else _empty(schema)
+            return pa.RecordBatch.from_arrays([pa.nulls(0, kind) for kind in schema.types], schema=schema)
         try:
             return pa.concat_batches(settled)
         except pa.ArrowException as error:
@@ -180,10 +185,6 @@ def _session() -> tuple[Any, Any]:
     return SessionContext(config, runtime), options
 
 
-def _empty(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.nulls(0, kind) for kind in schema.types], schema=schema)
-
-
 def _with_nulls_inside(data: pa.RecordBatch) -> pa.RecordBatch:
     """`data` with every null struct null in its fields too.
 
@@ -199,9 +200,13 @@ def _with_nulls_inside(data: pa.RecordBatch) -> pa.RecordBatch:
 def _nulls_inside(array: pa.Array) -> pa.Array:
     kind = array.type
     if pt.is_struct(kind) and kind.num_fields:
-        children = [_nulls_inside(child) for child in array.flatten()]
-        return pa.StructArray.from_arrays(children, fields=list(kind), mask=array.is_null())
-    if pt.is_list(kind) and pt.is_nested(kind.value_type):
-        values = _nulls_inside(array.values)
-        return pa.ListArray.from_arrays(_offsets(array), values, type=kind, mask=array.is_null())
+        children = array.flatten()
+        inside = [_nulls_inside(child) for child in children]
+        if array.null_count == 0 and all(new is old for new, old in zip(inside, children, strict=True)):
+            return array
+        return pa.StructArray.from_arrays(inside, fields=list(kind), mask=array.is_null())
+    if (pt.is_list(kind) or pt.is_large_list(kind)) and pt.is_nested(kind.value_type):
+        elements = Elements.of(array)
+        values = _nulls_inside(elements.values)
+        return array if values is elements.values else elements.rebuilt(values, kind)
     return array

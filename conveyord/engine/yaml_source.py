@@ -89,7 +89,7 @@ class YamlText:
         try:
             roots = [
                 node
-                for node in YAML(typ="rt", pure=True).compose_all(io.StringIO(self.text))
+                for node in YAML(typ="safe", pure=True).compose_all(io.StringIO(self.text))
                 if node is not None
             ]
         except (YAMLError, RecursionError, ValueError) as error:
@@ -118,6 +118,12 @@ class YamlText:
             self.problem(
                 1, 1, "the file is nested too deeply or is not YAML" if not str(error) else str(error)
             )
+            return
+        opened = error.context_mark if isinstance(error, MarkedYAMLError) else None
+        if opened is not None and not "".join(self._lines[mark.line :])[mark.column :].strip():
+            # The parser noticed at the end of the file; the mistake is where it began.
+            sentence = "what begins here is not closed before the file ends"
+            self.problem(opened.line + 1, opened.column + 1, sentence)
             return
         self.problem(mark.line + 1, mark.column + 1, self._syntax_sentence(error, mark.line, mark.column))
 

@@ -1,0 +1,44 @@
+"""Source `file_csv`: files of comma-separated values and their dialects, plain or compressed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from conveyord.engine.contracts import OperatorConfig, OperatorContext
+from conveyord.engine.csv import CsvDecoder, CsvLayout
+from conveyord.engine.decoding import BlockDecoder
+from conveyord.engine.file_source import FileSource, FileSourceConfig
+
+Mark = Annotated[str, StringConstraints(min_length=1, max_length=1)]
+TypeWord = Literal["string", "long", "double", "boolean", "timestamp", "date"]
+
+
+class FileCsvConfig(FileSourceConfig):
+    """Reads CSV files. Types are taken from the first 16 MiB unless declared; columns are matched by name."""
+
+    header: bool = Field(default=True, description="The first record names the columns; else they are f0, f1, ...")
+    delimiter: Mark = Field(default=",", description="What separates cells.")
+    quote: Mark | None = Field(default='"', description="What encloses cells; doubled within them. None: no quoting.")
+    types: dict[str, TypeWord] = Field(
+        default_factory=dict,
+        description="Declared columns: string, long, double, boolean, timestamp or date. Strict: what does not fit "
+        "is a bad record.",
+    )
+
+
+class FileCsvSource(FileSource[CsvLayout]):
+    """See docs/operators.md."""
+
+    Config = FileCsvConfig
+
+    def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
+        super().__init__(config, context)
+        options: FileCsvConfig = self.config
+        self._decoder = CsvDecoder(
+            header=options.header, delimiter=options.delimiter, quote=options.quote, types=dict(options.types)
+        )
+
+    def decoder(self) -> BlockDecoder[CsvLayout]:
+        return self._decoder

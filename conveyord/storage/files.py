@@ -28,7 +28,7 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Whole records of one file, standing in `[first, end)`, with the mark to store at `end`.
+    """Whole records of one file, standing in `[first, end)`.
 
     `data` begins at `data_first`, which is past `first` where a header was passed over. A record
     beyond the size limit comes as a block of its own with no data and `oversize` set.
@@ -36,7 +36,6 @@ class Block:
 
     first: int
     end: int
-    mark: str
     data: bytes
     data_first: int
     oversize: bool = False
@@ -202,6 +201,10 @@ class BlockReader:
                 f"{position.offset}); it was replaced or edited. Give the new content another name, or restore the file"
             )
 
+    def mark(self, end: int) -> str:
+        """The mark to store with a position at `end` of this file."""
+        return mark_of(self._head, end)
+
     def blocks(self) -> Iterator[Block]:
         """The blocks from the start position to the end of the file, in order.
 
@@ -225,7 +228,7 @@ class BlockReader:
                 continue
             else:
                 end = at + _pass_over(buffer, feed)
-                yield Block(at, end, mark_of(self._head, end), b"", at, oversize=True)
+                yield Block(at, end, b"", at, oversize=True)
                 at, want_bytes = end, self._block_bytes
                 continue
             del buffer[:end]
@@ -243,7 +246,7 @@ class BlockReader:
     def _block(self, first: int, data: bytes) -> Block:
         end = first + len(data)
         header = max(self._header_bytes - first, 0)
-        return Block(first, end, mark_of(self._head, end), data[header:] if header else data, first + header)
+        return Block(first, end, data[header:] if header else data, first + header)
 
     def _from_start(self) -> Iterator[bytes]:
         """The content from the start position on; Refused if the file ends before it."""

@@ -48,10 +48,10 @@ class Collector:
 
 
 async def read(
-    pattern: Path, *, fences: tuple[Positions, ...] = (Positions(),), out: Collector | None = None, **context: Any
+    pattern: Path, *, fences: tuple[Positions, ...] = (Positions(),), out: Collector | None = None, batch_rows: int = 65_536, **context: Any
 ) -> Collector:
     out = out or Collector()
-    config = FileJsonlConfig(path=str(pattern), block_bytes=SMALL_BLOCK)
+    config = FileJsonlConfig(path=str(pattern), block_bytes=SMALL_BLOCK, batch_rows=batch_rows)
     surroundings = OperatorContext(
         pipeline="default/p", stage="source", data_dir=pattern.parent, threads=trio.CapacityLimiter(2), **context
     )
@@ -176,3 +176,17 @@ async def test_provenance_names_the_place_of_every_row(tmp_path: Path) -> None:
     for row in out.rows:
         assert row["_source"] == "source" and row["_partition"] == str(path)
         assert content[row["_offset"] :].startswith(b'{"n":%d,' % row["n"])
+
+
+async def test_batches_hold_at_most_batch_rows_and_each_can_be_gone_on_from(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines(0, 100) + b"bad\n" + lines(100, 5_000))
+    out = await read(path, batch_rows=130, skip_bad=True)
+    assert max(data.num_rows for data, _, _ in out.batches) <= 130
+    assert sum((tally for _, _, tally in out.batches), Tally()) == Tally(read=5_001, skipped=1)
+    seen = 0
+    for index in (0, 1, 7, 20):
+        before = Positions().advanced(span for _, spans, _ in out.batches[: index + 1] for span in spans)
+        seen = sum(data.num_rows for data, _, _ in out.batches[: index + 1])
+        rest = await read(path, fences=(before,), skip_bad=True)
+        assert [row["n"] for row in rest.rows] == list(range(seen, 5_000))

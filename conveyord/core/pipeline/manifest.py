@@ -20,14 +20,13 @@ NOT_YET = {
     "dlq": "dead letters are not supported yet; a bad record stops the run, or use --skip-bad",
     "tests": "pipeline tests are not supported yet; remove the key",
     "schema": "schema contracts are not supported yet; new fields and widening always evolve",
-    "sources": "the graph form is not supported yet; write one inline source, steps and one sink",
-    "transforms": "the graph form is not supported yet; write one inline source, steps and one sink",
-    "sinks": "the graph form is not supported yet; write one inline source, steps and one sink",
-    "edges": "the graph form is not supported yet; write one inline source, steps and one sink",
     "service": "external services are not supported yet; they need the sidecar",
     "grpc": "external services are not supported yet; they need the sidecar",
 }
 """Keys of `spec` that a later version will take, and what to tell who writes them now."""
+
+GRAPH_KEYS = ("sources", "transforms", "sinks", "edges")
+"""Keys of `spec` in the graph form, which a later version will take."""
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
@@ -37,7 +36,7 @@ def _check_name(name: str) -> str:
         raise ValueError(f"a name has at most {NAME_CHARS_MAX} characters, this one has {len(name)}")
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"not a name: {name!r}; use letters, digits, '.', '_' and '-', with a letter or digit at both ends"
+            f"not a name: {name!r}; use letters, digits, '.', '_' and '-', a letter or digit at both ends"
         )
     return name
 

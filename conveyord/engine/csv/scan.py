@@ -32,20 +32,32 @@ class Quoting:
     open_at: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell: `text` was quoted, `rest` was not. A sound cell has one of them."""
+
+    text: bytes
+    rest: bytes
+    quoted: bool
+
+    @property
+    def value(self) -> bytes:
+        return self.text + self.rest
+
+
 class Scanner:
     """Finds records. `delimiter` and `quote` are single bytes; without a quote every line is a record."""
 
     def __init__(self, *, delimiter: bytes, quote: bytes | None) -> None:
         self._quote = quote
-        self._delimiter = re.escape(delimiter)
-        d, q = self._delimiter, re.escape(quote or b'"')
-        at_start, at_end = rb"(?<![^%b\n])" % d, rb"(?![^%b\r\n])" % d
-        one_line = rb"%b%b(?:[^%b\n]++|%b%b)*+%b%b" % (at_start, q, q, q, q, q, at_end)
+        self._ends = (delimiter, b"\r", b"\n")
+        d, q = re.escape(delimiter), re.escape(quote or b'"')
+        cell = rb"%b(?:[^%b]++|%b%b)*+%b" % (q, q, q, q, q)
+        on_a_line = rb"(?<![^%b\n])%b(?:[^%b\n]++|%b%b)*+%b(?![^%b\r\n])" % (d, q, q, q, q, q, d)
         stray = rb"(?<=[^%b\n])%b" % (d, q)
-        self._ordinary = re.compile(rb"(?:[^%b]++|%b|%b)*+" % (q, one_line, stray))
-        self._quoted = re.compile(rb"%b(?:[^%b]++|%b%b)*+%b" % (q, q, q, q, q))
-        self._cell = re.compile(rb"%b(?:[^%b]++|%b%b)*+%b|[^%b\n]*+" % (q, q, q, q, q, d))
-        self._plain_cell = re.compile(rb"[^%b\n]*+" % d)
+        self._ordinary = re.compile(rb"(?:[^%b]++|%b|%b)*+" % (q, on_a_line, stray))
+        self._quoted = re.compile(cell)
+        self._plain = re.compile(rb"[^%b]*+" % d)
 
     def quoting(self, buffer: bytes) -> Quoting:
         """Look at every quoted cell of `buffer`, which starts at a record."""
@@ -53,32 +65,27 @@ class Scanner:
             return Quoting()
         hidden: list[tuple[int, int]] = []
         junk: list[int] = []
-        at = len(BYTE_ORDER_MARK) if buffer.startswith(BYTE_ORDER_MARK) else 0
-        if at and buffer.startswith(self._quote, at):  # the pattern looks behind and would see the mark
-            at = self._look(buffer, at, hidden, junk)
-        while True:
-            if at < 0:
-                return Quoting(tuple(hidden), tuple(junk), -at - 1)
-            found = self._ordinary.match(buffer, at)
-            at = found.end() if found else at
-            if at == len(buffer):
-                return Quoting(tuple(hidden), tuple(junk))
-            at = self._look(buffer, at, hidden, junk)
+        at = 0
+        if buffer.startswith(BYTE_ORDER_MARK + self._quote):
+            # The pattern looks behind, and would take the mark for the beginning of the cell's text.
+            at = len(BYTE_ORDER_MARK)
+        else:
+            at = self._pass_ordinary(buffer, 0)
+        while at < len(buffer):
+            cell = self._quoted.match(buffer, at)
+            if cell is None:
+                return Quoting(tuple(hidden), tuple(junk), at)
+            end = cell.end()
+            if buffer.find(b"\n", at, end) >= 0:
+                hidden.append((at, end))
+            if end < len(buffer) and buffer[end : end + 1] not in self._ends:
+                junk.append(end)
+            at = self._pass_ordinary(buffer, end)
+        return Quoting(tuple(hidden), tuple(junk))
 
-    def _look(self, buffer: bytes, at: int, hidden: list[tuple[int, int]], junk: list[int]) -> int:
-        """Pass the quoted cell at `at`; returns where it ends, or `-at - 1` if it does not."""
-        cell = self._quoted.match(buffer, at)
-        if cell is None:
-            return -at - 1
-        if buffer.find(b"\n", at, cell.end()) >= 0:
-            hidden.append((at, cell.end()))
-        if cell.end() < len(buffer) and buffer[cell.end() : cell.end() + 1] not in self._ends:
-            junk.append(cell.end())
-        return cell.end()
-
-    @property
-    def _ends(self) -> tuple[bytes, ...]:
-        return (self._delimiter[-1:], b"\r", b"\n")
+    def _pass_ordinary(self, buffer: bytes, at: int) -> int:
+        found = self._ordinary.match(buffer, at)
+        return found.end() if found else at
 
     def boundary(self, buffer: bytes) -> int:
         """The end of the last whole record in `buffer`, which starts at a record; 0 if there is none."""
@@ -90,6 +97,22 @@ class Scanner:
                 return newline + 1
             end = first
         return 0
+
+    def first_end(self, buffer: bytes) -> int:
+        """Where the line end of the first record of `buffer` stands; -1 if it has none."""
+        quoting = self.quoting(buffer)
+        hidden = set(_newlines(buffer, quoting))
+        at = buffer.find(b"\n")
+        while at in hidden:
+            at = buffer.find(b"\n", at + 1)
+        return at
+
+    def count(self, block: bytes, quoting: Quoting) -> int:
+        """How many records there are, blank lines left out: the length of `starts`, found faster."""
+        if block.startswith((b"\n", b"\r\n")) or b"\n\n" in block or b"\n\r\n" in block:
+            return len(self.starts(block, quoting))
+        ends = block.count(b"\n") - sum(1 for _ in _newlines(block, quoting))
+        return ends + (len(block) > 0 and (quoting.open_at is not None or not block.endswith(b"\n")))
 
     def starts(self, block: bytes, quoting: Quoting) -> pa.Int64Array:
         """Where each record starts, blank lines left out."""
@@ -108,28 +131,20 @@ class Scanner:
             starts = starts.filter(pc.invert(pc.is_in(starts, pa.array(blank, pa.int64()))))
         return starts
 
-    def cells(self, record: bytes) -> list[bytes]:
-        """The cells of one record without its line end, quotes undone. For headers and bad records.
-
-        Text after a closing quote is kept as part of its cell.
-        """
+    def cells(self, record: bytes) -> list[Cell]:
+        """The cells of one record, which comes without its line end. For headers and bad records."""
         cells, at = [], 0
         while True:
-            quoted = self._quote is not None and record.startswith(self._quote, at)
-            match = (self._cell if quoted else self._plain_cell).match(record, at)
-            assert match is not None, "the pattern matches nothing at least"
-            text, at = match.group(), match.end()
-            if quoted and self._quote is not None:
-                # An opening quote without its closing one does not match as a quoted cell.
-                rest = self._plain_cell.match(record, at)
-                if text.startswith(self._quote):
-                    text = text[1:-1].replace(self._quote * 2, self._quote)
-                if rest is not None and rest.end() > at:
-                    text, at = text + rest.group(), rest.end()
-            cells.append(text)
-            if at >= len(record):
+            text, quoted = b"", False
+            if self._quote is not None and (match := self._quoted.match(record, at)):
+                quoted, at = True, match.end()
+                text = match.group()[1:-1].replace(self._quote * 2, self._quote)
+            rest = self._plain.match(record, at)
+            assert rest is not None, "the pattern matches nothing at least"
+            cells.append(Cell(text=text, rest=rest.group(), quoted=quoted))
+            at = rest.end() + 1
+            if at > len(record):
                 return cells
-            at += 1
 
 
 def _newlines(block: bytes, quoting: Quoting) -> Iterator[int]:

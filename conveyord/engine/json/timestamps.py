@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from datetime import date
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,6 +21,8 @@ _COLUMN_PATTERNS = {False: rf"\A{_NAIVE}\z", True: rf"\A{_NAIVE}{_ZONE}\z"}
 _VALUE = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?(Z|([+-])(\d\d):(\d\d))?", re.ASCII
 )
+_SECONDS_LENGTH = len("YYYY-MM-DDTHH:MM:SS")
+_FRACTION_LENGTHS = (_SECONDS_LENGTH + 2, _SECONDS_LENGTH + 7)
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
 # A zone can move an instant by a day past year 1, which the two parsers need not treat alike.
 _FIRST_MICROS = -62_135_510_400_000_000
@@ -55,12 +58,35 @@ def parse_column(texts: pa.StringArray, arrow_type: pa.TimestampType) -> pa.Time
 
     Agrees with `parse_timestamp` on every value.
     """
-    shaped = pc.match_substring_regex(texts, pattern=_COLUMN_PATTERNS[arrow_type.tz is not None])
-    if pc.all(shaped).as_py() is False:
-        return None
+    if not _is_uniform(texts, zoned=arrow_type.tz is not None):
+        shaped = pc.match_substring_regex(texts, pattern=_COLUMN_PATTERNS[arrow_type.tz is not None])
+        if pc.all(shaped).as_py() is False:
+            return None
     try:
         parsed = texts.cast(arrow_type)
     except pa.ArrowInvalid:  # right in shape, but no such day or hour
         return None
     first = pc.min(parsed.view(pa.int64())).as_py()
     return None if first is not None and first < _FIRST_MICROS else parsed
+
+
+def _is_uniform(texts: pa.StringArray, *, zoned: bool) -> bool:
+    """Whether all values have the same layout, of the grammar's if Arrow can parse them at all.
+
+    Four times cheaper than the pattern. Arrow also takes times without seconds and zones without a
+    colon; a colon before the seconds and `Z` at the end leave only the layouts of the grammar.
+    """
+    lengths = pc.min_max(pc.binary_length(texts)).as_py()
+    length = lengths["min"]
+    if length is None or length != lengths["max"]:
+        return False
+    clock_length = length - 1 if zoned else length
+    if clock_length != _SECONDS_LENGTH and not _FRACTION_LENGTHS[0] <= clock_length <= _FRACTION_LENGTHS[1]:
+        return False
+    offsets = np.frombuffer(texts.buffers()[1], np.int32)
+    first, end = offsets[texts.offset], offsets[texts.offset + len(texts)]
+    if end - first != (len(texts) - texts.null_count) * length:
+        return False  # text behind nulls
+    layout = np.frombuffer(texts.buffers()[2], np.uint8)[first:end].reshape(-1, length)
+    colons = (layout[:, _SECONDS_LENGTH - 3] == ord(":")).all()
+    return bool(colons and (not zoned or (layout[:, -1] == ord("Z")).all()))

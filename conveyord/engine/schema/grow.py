@@ -9,7 +9,7 @@ import pyarrow.types as pt
 
 from conveyord.engine.schema.fit import fit
 from conveyord.engine.schema.lists import Elements
-from conveyord.engine.schema.merge import merge
+from conveyord.engine.schema.merge import merge, typed_sibling_name
 from conveyord.engine.schema.types import bare_type, is_list
 
 
@@ -39,28 +39,38 @@ def _needed_fields(
     incoming: Iterable[pa.Field],
 ) -> list[pa.Field]:
     held = {field.name: field.type for field in target}
-    own = {field.name: bare_type(field.type) for field in incoming}
+    own: dict[str, list[pa.DataType]] = {}
+    siblings: dict[str, list[pa.DataType]] = {}
+    for field in incoming:
+        kind = bare_type(field.type)
+        own.setdefault(field.name, []).append(kind)
+        siblings.setdefault(typed_sibling_name(field.name, kind), []).append(kind)
     needed = []
     for field, column in zip(full, columns, strict=True):
         if field.name in held or field.name in own or column.null_count < len(column):
-            before = held.get(field.name, pa.null())
-            kind = _needed_type(field.type, column, before, own.get(field.name, pa.null()))
+            writers = own.get(field.name, []) + siblings.get(field.name, [])
+            kind = _needed_type(field.type, column, held.get(field.name, pa.null()), writers)
             needed.append(field.with_type(kind))
     return needed
 
 
 def _needed_type(
-    full: pa.DataType, column: pa.Array, target: pa.DataType, incoming: pa.DataType
+    full: pa.DataType, column: pa.Array, target: pa.DataType, incoming: list[pa.DataType]
 ) -> pa.DataType:
-    """`full` without the nested siblings that neither side has and no value needs."""
+    """`full` without the nested siblings that neither side has and no value needs.
+
+    incoming: the types of all fields whose values may stand in this column.
+    """
     if full.equals(target):
         return full
     if pt.is_struct(full):
-        inside = [list(kind) if pt.is_struct(kind) else [] for kind in (target, incoming)]
-        return pa.struct(_needed_fields(full, column.flatten(), *inside))
+        held = list(target) if pt.is_struct(target) else []
+        own = [field for kind in incoming if pt.is_struct(kind) for field in kind]
+        return pa.struct(_needed_fields(full, column.flatten(), held, own))
     if pt.is_list(full) or pt.is_large_list(full):
-        inside_types = [kind.value_type if is_list(kind) else pa.null() for kind in (target, incoming)]
-        element = _needed_type(full.value_type, Elements.of(column).values, *inside_types)
+        held_element = target.value_type if is_list(target) else pa.null()
+        own_elements = [bare_type(kind.value_type) for kind in incoming if is_list(kind)]
+        element = _needed_type(full.value_type, Elements.of(column).values, held_element, own_elements)
         field = full.value_field.with_type(element)
         return pa.list_(field) if pt.is_list(full) else pa.large_list(field)
     return full

@@ -20,7 +20,7 @@ def to_text(array: pa.Array) -> pa.Array:
 
     Numbers and booleans as in JSON (NaN and infinities as JavaScript writes them), timestamps as
     ISO 8601 with as many digits as they need, instants in UTC with a Z, decimals in full, bytes as
-    base64, structs and lists as compact JSON, maps as JSON lists of pairs.
+    base64, structs and lists as compact JSON, maps as lists of objects with key and value.
     """
     kind = array.type
     if is_text(kind):

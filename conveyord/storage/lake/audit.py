@@ -114,12 +114,12 @@ def audit_table(table: Table, *, name: str) -> AuditReport:
     expected = sum(fence.rows for fence in fences.values())
     distinct = duplicates = gaps = None
     if basis == "provenance":
-        distinct, placed = _distinct(count)
+        distinct, found = _distinct(count)
         _check_positions(fences, count)
-        exploded = any(fence.tally.added for fence in fences.values())
+        exploded = any(fence.tally.added > 0 for fence in fences.values())
         # Rows that were made of one record share its place, so there only their number can be checked.
-        duplicates = max(0, placed - expected) if exploded else placed - distinct
-        gaps = _gaps_by_provenance(table, count, expected=expected, found=placed if exploded else distinct)
+        duplicates = max(0, found - expected) if exploded else found - distinct
+        gaps = _gaps_by_provenance(table, count, expected=expected, found=found if exploded else distinct)
     elif basis == "fence":
         duplicates, gaps = _compare(table, count, expected=expected, others=others)
     else:

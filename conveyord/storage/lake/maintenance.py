@@ -139,8 +139,8 @@ class Maintenance:
     def _delete_old_metadata(self, table: Table) -> None:
         """Delete metadata files that left the log, and those of commits that were refused.
 
-        Only where they can be listed, below a local warehouse, and only files of a version older than
-        any in the log: a staged file of version v can become current only on top of version v - 1.
+        Only where they can be listed, below a local warehouse. Files newer than the current one are left
+        alone: a staged file of version v becomes current on top of version v - 1 or never.
         """
         from pyiceberg.catalog import MetastoreCatalog
 
@@ -149,13 +149,14 @@ class Maintenance:
         directory = local_path(table.location_provider().new_metadata_location(""))
         if directory is None or not isinstance(self._table.catalog, MetastoreCatalog):
             return
-        log = [entry.metadata_file.rsplit("/", 1)[-1] for entry in table.metadata.metadata_log]
-        versions = [int(match[1]) for name in log if (match := METADATA_NAME.fullmatch(name))]
-        if not versions or len(versions) < len(log):
+        log = [entry.metadata_file for entry in table.metadata.metadata_log]
+        kept = {location.rsplit("/", 1)[-1] for location in (table.metadata_location, *log)}
+        current = METADATA_NAME.fullmatch(table.metadata_location.rsplit("/", 1)[-1])
+        if current is None:
             return  # a name that is not pyiceberg's: whoever gave it may have other rules
         for path in directory.iterdir():
             match = METADATA_NAME.fullmatch(path.name)
-            if match and int(match[1]) < min(versions):
+            if match and int(match[1]) <= int(current[1]) and path.name not in kept:
                 path.unlink(missing_ok=True)
 
     def _manifests_of(self, table: Table, snapshot: Snapshot) -> tuple[ManifestFile, ...]:

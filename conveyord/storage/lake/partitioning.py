@@ -68,7 +68,7 @@ def _partition_field(schema: Schema, expression: str, field_id: int) -> Partitio
     field = PartitionField(source_id=source.field_id, field_id=field_id, transform=transform, name=name)
     if word == "identity" and str(source.field_type) in {"float", "double"}:
         raise ConfigError(
-            f"partition_by: {expression!r}: {column!r} is a {source.field_type}, and equality of floating point "
+            f"partition_by: {expression!r}: {column!r} is a {source.field_type}, and equality of such "
             "numbers makes no reliable partitions; use a whole number, a decimal or a string"
         )
     try:
@@ -81,7 +81,8 @@ def _partition_field(schema: Schema, expression: str, field_id: int) -> Partitio
         validate_partition_name(name, transform, source.field_id, schema, set())
     except ValueError as error:
         raise ConfigError(
-            f"partition_by: {expression!r} needs the name {name!r}, which is a column already; rename that column"
+            f"partition_by: {expression!r} needs the name {name!r}, which is a column already; "
+            "rename that column"
         ) from error
     return field
 
@@ -101,7 +102,8 @@ def _parsed(schema: Schema, expression: str) -> tuple[str, int, str]:
     sized = _SIZED.match(column)
     if sized is None or not 1 <= int(sized["size"]) <= SIZE_MAX:
         raise ConfigError(
-            f"partition_by: {expression!r} needs a whole number from 1 to {SIZE_MAX} and a column, as in `{word}(16, id)`"
+            f"partition_by: {expression!r} needs a whole number from 1 to {SIZE_MAX} and a column, "
+            f"as in `{word}(16, id)`"
         )
     return word, int(sized["size"]), sized["column"]
 

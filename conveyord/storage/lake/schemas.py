@@ -83,11 +83,9 @@ def iceberg_schema(schema: pa.Schema) -> Schema:
     caller's cast that must refuse to lose digits. Unsigned 64-bit integers become decimal(20, 0).
     Raises ConfigError for a type or a name that an Iceberg table cannot have.
     """
-    from pyiceberg.schema import Schema, assign_fresh_schema_ids
+    from pyiceberg.schema import assign_fresh_schema_ids
 
-    numbered = assign_fresh_schema_ids(Schema(*_nested_fields(list(schema), "", itertools.count(1))))
-    _check_names(numbered)
-    return numbered
+    return assign_fresh_schema_ids(_checked_schema(_nested_fields(list(schema), "", itertools.count(1))))
 
 
 def _nested_fields(fields: Sequence[pa.Field], place: str, ids: itertools.count[int]) -> list[NestedField]:
@@ -101,13 +99,15 @@ def _nested_fields(fields: Sequence[pa.Field], place: str, ids: itertools.count[
     return nested
 
 
-def _check_names(schema: Schema) -> None:
-    """Raise ConfigError for names that a table, or a Parquet file of it, cannot have."""
-    from pyiceberg.schema import index_by_name
+def _checked_schema(
+    fields: Sequence[NestedField], schema_id: int = 0, identifier_field_ids: Sequence[int] = ()
+) -> Schema:
+    """Raises ConfigError for names that a table, or a Parquet file of it, cannot have."""
+    from pyiceberg.schema import Schema
 
-    _check_field_names(schema.fields, "")
+    _check_field_names(fields, "")
     try:
-        index_by_name(schema)
+        return Schema(*fields, schema_id=schema_id, identifier_field_ids=list(identifier_field_ids))
     except ValueError as error:
         raise ConfigError(
             f"two columns have the same dotted name ({error}); rename the one with the dot"
@@ -238,7 +238,7 @@ def arrow_schema(table: Table) -> pa.Schema:
 
 
 def file_schema(schema: Schema) -> pa.Schema:
-    """The Arrow schema of a Parquet file of `schema`: names made safe for Parquet, Iceberg ids on every field."""
+    """The Arrow schema of a Parquet file of `schema`: names made safe, Iceberg ids on every field."""
     from pyiceberg.schema import sanitize_column_names
 
     return pa.schema(_arrow_fields(sanitize_column_names(schema).fields, with_ids=True))
@@ -265,7 +265,8 @@ def _arrow_type(iceberg_type: IcebergType, *, with_ids: bool) -> pa.DataType:
         case StructType():
             return pa.struct(_arrow_fields(iceberg_type.fields, with_ids=with_ids))
         case ListType():
-            return pa.list_(_arrow_field(iceberg_type.element_field, with_ids=with_ids))
+            element = _arrow_field(iceberg_type.element_field, with_ids=with_ids)
+            return pa.list_(element if with_ids else element.with_name("item"))  # the name `pa.list_` gives
         case MapType():
             key = _arrow_field(iceberg_type.key_field, with_ids=with_ids)
             return pa.map_(key, _arrow_field(iceberg_type.value_field, with_ids=with_ids))
@@ -310,9 +311,9 @@ def create_table(
 
 
 def evolve(table: Table, target: pa.Schema) -> Table:
-    """Blocking. Add the columns and nested fields that `target` has and the table lacks; widen where Iceberg can.
+    """Blocking. Add what `target` has and the table lacks, and widen where Iceberg can.
 
-    Widening is int to long, float to double and decimal to more digits of the same scale, at any depth
+    Added are columns and nested fields. Widening is int to long, float to double and decimal to more digits of the same scale, at any depth
     but not in map keys. Whatever else differs stays as the table has it: what to do with such values is
     decided before they come here. One commit at most, none if nothing is missing; repeating it is
     harmless. Returns `table` itself, refreshed if it changed.
@@ -342,7 +343,7 @@ def evolve(table: Table, target: pa.Schema) -> Table:
 
 
 def _merged(current: Any, wanted: Any, ids: itertools.count[int]) -> Any:
-    """`current` with what it lacks of `wanted`. Two Iceberg types in, one out; new fields take their ids from `ids`."""
+    """`current` with what it lacks of `wanted`: two Iceberg types in, one out. New fields number from `ids`."""
     from pyiceberg.types import ListType, MapType, StructType
 
     match current, wanted:
@@ -390,7 +391,6 @@ def _widens(current: IcebergType, wanted: IcebergType) -> bool:
 
 
 def _commit_schema(table: Table, struct: Any) -> None:
-    from pyiceberg.schema import Schema
     from pyiceberg.table.update import (
         AddSchemaUpdate,
         AssertCurrentSchemaId,
@@ -401,12 +401,12 @@ def _commit_schema(table: Table, struct: Any) -> None:
     )
 
     metadata = table.metadata
-    schema = Schema(
-        *struct.fields,
-        schema_id=1 + max(known.schema_id for known in metadata.schemas),
-        identifier_field_ids=table.schema().identifier_field_ids,
+    schema = _checked_schema(
+        struct.fields,
+        1 + max(known.schema_id for known in metadata.schemas),
+        table.schema().identifier_field_ids,
     )
-    _check_grown(table, schema)
+    _check_partition_names(table, schema)
     requirements = (
         AssertTableUUID(uuid=metadata.table_uuid),
         AssertCurrentSchemaId(current_schema_id=metadata.current_schema_id),
@@ -420,10 +420,9 @@ def _commit_schema(table: Table, struct: Any) -> None:
     table.catalog.commit_table(table, requirements, updates)
 
 
-def _check_grown(table: Table, schema: Schema) -> None:
+def _check_partition_names(table: Table, schema: Schema) -> None:
     from pyiceberg.partitioning import validate_partition_name
 
-    _check_names(schema)
     try:
         for spec in table.metadata.partition_specs:
             for field in spec.fields:

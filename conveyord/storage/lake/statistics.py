@@ -44,7 +44,7 @@ class FileStatistics:
             try:
                 bounds.min_as_bytes(), bounds.max_as_bytes()
             except UnicodeEncodeError:
-                # Cut to 16 characters, a bound is rounded up in its last one; after U+D7FF come the surrogates.
+                # A bound is cut to 16 characters and its last one raised by one; after U+D7FF come surrogates.
                 del statistics.column_aggregates[field_id]
         return statistics.to_serialized_dict()
 

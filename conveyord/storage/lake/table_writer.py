@@ -96,11 +96,9 @@ class TableWriter:
                     self._committer.initial_properties(),
                 )
             self.open()
-            assert self._table is not None
-            self._use(evolve(self._table, schema))
         else:
             self._stage()
-            self._use(evolve(self._table, schema))
+        self._use(evolve(self._opened(), schema))
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Write rows, with exactly `self.schema`, to data files that nothing names yet."""
@@ -121,13 +119,13 @@ class TableWriter:
         """
         from conveyord.storage.lake.commit import Rebuild
 
-        assert self._table is not None, "a table is shaped before a commit"
         self._stage()
         rows = sum(file.record_count for file in self._staged)
         fence = self._committer.fence.advanced(spans, tally, rows)
         for _ in range(REBUILDS_MAX):
             try:
-                spec_id, schema_id = self._table.spec().spec_id, self._table.schema().schema_id
+                table = self._opened()
+                spec_id, schema_id = table.spec().spec_id, table.schema().schema_id
                 self._committer.commit(self._staged, fence, spec_id=spec_id, schema_id=schema_id)
                 break
             except Rebuild:
@@ -146,6 +144,10 @@ class TableWriter:
         """Delete the files that no commit has named or may still name. The writer is of no more use."""
         if self._files is not None:
             self._files.abort()
+
+    def _opened(self) -> Table:
+        assert self._table is not None, "a table is shaped before it is written or committed"
+        return self._table
 
     def _use(self, table: Table) -> None:
         from conveyord.storage.lake.data_files import DataFileWriter, WriterOptions

@@ -1,0 +1,38 @@
+"""Transform `sql_transform`: one SQL query over each batch."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from pydantic import Field
+
+from conveyord.engine.contracts import BatchTransform, OperatorConfig, OperatorContext
+from conveyord.engine.sql import BatchQuery
+
+
+class SqlConfig(OperatorConfig):
+    """Replaces the rows of each batch by the result of a SQL query over them (DataFusion's dialect).
+
+    Rows keep their order unless the query orders them. Names keep their case and need quotes only
+    where they hold other characters than letters, digits and `_`.
+    """
+
+    query: str = Field(
+        min_length=1,
+        description="One read-only query (SELECT or WITH) over the table `input_data`. It sees one batch at "
+        "a time: an aggregate, DISTINCT, a join or a window covers that batch, not the whole stream.",
+    )
+
+
+class SqlTransform(BatchTransform):
+    """See docs/operators.md. Not `pure`: a query may call now() or random()."""
+
+    Config = SqlConfig
+
+    def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
+        """Raises ConfigError if the query is no single read-only one."""
+        super().__init__(config, context)
+        self._query = BatchQuery(self.config.query, setting="sql_transform.query")
+
+    def apply(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """See `BatchTransform.apply`. Raises ConfigError or BatchError as `BatchQuery.run` does."""
+        return self._query.run(data)

@@ -1,0 +1,85 @@
+"""The command line as a user calls it: real processes, and tables that a real run has filled."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conveyord.cli.main import conveyord, invoke
+
+PLUGIN = Path(__file__).resolve().parents[1] / "data" / "plugin"
+COMMAND = (sys.executable, "-m", "conveyord")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This environment with the sample plugin installed in it."""
+    return {**os.environ, "PYTHONPATH": str(PLUGIN), **extra}
+
+
+def run_process(*arguments: str, cwd: Path, **extra: str) -> Ended:
+    """Run `conveyord` in a process of its own."""
+    ended = subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+def pipeline_text(name: str, *, source: str, sink: str) -> str:
+    return (
+        f"apiVersion: conveyor.etl/v1\nkind: Pipeline\nmetadata: {{name: {name}}}\n"
+        f"spec:\n  source: {source}\n  sink: {sink}\n"
+    )
+
+
+@pytest.fixture(scope="session")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with conveyord-data in it: lake.plain and lake.placed, 500 rows each. Do not change it."""
+    home = tmp_path_factory.mktemp("lake")
+    rows = ({"id": i, "at": f"2024-01-0{i % 3 + 1}T00:00:00Z", "inner": {"mag": i / 2}} for i in range(500))
+    (home / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    source = "{type: file_jsonl, path: in.jsonl}"
+    for name, options in (("plain", 'partition_by: ["day(at)"]'), ("placed", "provenance: true")):
+        text = pipeline_text(name, source=source, sink=f"{{type: iceberg, table: lake.{name}, {options}}}")
+        (home / f"{name}.yaml").write_text(text, encoding="utf-8")
+        ended = run_process("run", f"{name}.yaml", "-o", "json", cwd=home)
+        assert ended.code == 0, ended.err
+    return home
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Call a verb in this process, which is quicker where no signals or logs are at stake."""
+
+    def _call(*arguments: str | Path) -> Ended:
+        capsys.readouterr()
+        code = invoke(conveyord, "conveyord", [str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Ended(code, captured.out, captured.err)
+
+    return _call

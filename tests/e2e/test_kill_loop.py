@@ -1,0 +1,213 @@
+"""The real process, killed at random while it loads, again and again on one data directory.
+
+Afterwards every record is in the table exactly once, counted by DuckDB in the files that the table's
+metadata names. The seed is printed; the moments are repeatable, what they hit is not.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import random
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from tests.e2e.harness import Job, Running, lines, local
+
+SEED = int(os.environ.get("CONVEYORD_SEED", "20240601"))
+IMPORTS_SECONDS = 0.8  # before this a run has hardly looked at its table
+KILL_SECONDS_MAX = 2.6
+SNAPSHOTS_MAX = 110  # what maintenance keeps, and the commits between two of its rounds
+SMALL_BLOCKS = {"type": "file_jsonl", "path": "in/*", "block_bytes": 65536}
+OFTEN = {"rows": 800, "every": "0.1s"}
+
+SHAPED: dict[str, Any] = {
+    "steps": [
+        {"type": "json_flatten", "separator": "_"},
+        {
+            "type": "sql_transform",
+            "query": "SELECT id, name, value, place_zone, at, _source, _partition, _offset FROM input_data",
+        },
+        {"type": "filter", "when": "id % 10 <> 3"},
+    ],
+    "sink": {"commit": OFTEN, "provenance": True, "partition_by": ["place_zone", "bucket(2, id)"]},
+}
+PLAIN: dict[str, Any] = {"sink": {"commit": OFTEN}}
+WITH_PROVENANCE: dict[str, Any] = {"sink": {"commit": OFTEN, "provenance": True}}
+
+
+class Load:
+    """An input that can be made longer: records with consecutive ids, in files of three kinds."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.records = 0
+        self.files = 0
+
+    def add(self, count: int) -> None:
+        """One more file, sorted behind those that are there."""
+        content = lines(range(self.records, self.records + count))
+        name = f"{self.files:04d}.jsonl"
+        if self.files % 3 == 1:
+            (self.job.input / f"{name}.gz").write_bytes(gzip.compress(content, 1))
+        elif self.files % 3 == 2:
+            (self.job.input / f"{name}.zst").write_bytes(zstandard.compress(content))
+        else:
+            (self.job.input / name).write_bytes(content)
+        self.records += count
+        self.files += 1
+
+    def append(self, count: int) -> None:
+        """Make the first file, which is plain, longer."""
+        with (self.job.input / "0000.jsonl").open("ab") as file:
+            file.write(lines(range(self.records, self.records + count)))
+        self.records += count
+
+
+def phase(job: Job, before: int | None) -> str:
+    """What the run that was just killed was doing, by what it left."""
+    now = job.snapshot_id()
+    open_attempt = any(
+        path.endswith(".avro") and path not in reachable_metadata(job)
+        for path in (job.suspects() if (job.data_dir / "runs.db").exists() else ())
+        if Path(path).exists()
+    )
+    if open_attempt:
+        return "during a commit"
+    return "before its first commit" if now == before else "between two commits"
+
+
+def reachable_metadata(job: Job) -> set[str]:
+    if job.metadata_location() is None:
+        return set()
+    table = job.static_table()
+    named = {local(snapshot.manifest_list) for snapshot in table.metadata.snapshots}
+    for snapshot in table.metadata.snapshots:
+        named |= {local(manifest.manifest_path) for manifest in snapshot.manifests(table.io)}
+    return named
+
+
+def kill_loop(job: Job, *, kills: int, records: int, files: int, expected: Any = None) -> Counter[str]:
+    """Kill `kills` runs, finish, and assert that every record is there once. Returns what was hit."""
+    rng, load, phases = random.Random(SEED), Load(job), Counter[str]()
+    print(f"seed={SEED}")
+    for _ in range(files):
+        load.add(records // files)
+    while phases.total() < kills:
+        before = job.snapshot_id()
+        # Killed close to each other, so that most hit a run at work rather than its imports.
+        pause = rng.uniform(0.0, IMPORTS_SECONDS) if rng.random() < 0.1 else rng.uniform(1.0, KILL_SECONDS_MAX)
+        if job.start().killed_after(pause):
+            phases[phase(job, before)] += 1
+        elif rng.random() < 0.5:
+            load.add(records // files)
+        else:
+            load.append(records // files)
+    final = job.run()
+    final.succeeded()
+    print(f"kills: {dict(phases)}, records: {load.records}, files: {load.files}")
+    keep = expected or (lambda number: True)
+    job.holds(number for number in range(load.records) if keep(number))
+    again = job.run().succeeded()
+    assert again["rows_in"] == 0
+    check_leftovers(job)
+    report = job.audit()
+    assert report["basis"] == ("provenance" if job.sink.get("provenance") else "fence")
+    return phases
+
+
+def check_leftovers(job: Job) -> None:
+    """Nothing lies about that no snapshot, no kept metadata and no entry of the ledger names."""
+    assert not job.orphans()
+    table = job.static_table()
+    assert len(table.metadata.snapshots) <= SNAPSHOTS_MAX
+    assert len(table.metadata.metadata_log) <= SNAPSHOTS_MAX
+    data = {path for path in job.suspects() if path.endswith(".parquet") and Path(path).exists()}
+    live = {local(task.file.file_path) for task in table.scan().plan_files()}
+    assert not data - live, "data files of killed runs were not swept"
+
+
+def test_every_record_is_there_once_after_a_few_kills(tmp_path: Path) -> None:
+    job = Job(tmp_path, source=SMALL_BLOCKS, **PLAIN)
+    kill_loop(job, kills=4, records=45_000, files=3)
+
+
+@pytest.mark.check
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("shape", [PLAIN, WITH_PROVENANCE], ids=["plain", "provenance"])
+def test_every_record_is_there_once_after_25_kills(tmp_path: Path, shape: dict[str, Any]) -> None:
+    job = Job(tmp_path, source=SMALL_BLOCKS, **shape)
+    phases = kill_loop(job, kills=25, records=200_000, files=6)
+    assert phases["between two commits"]
+    assert phases["during a commit"]
+
+
+@pytest.mark.check
+@pytest.mark.timeout(900)
+def test_every_record_is_there_once_behind_transforms_and_partitions(tmp_path: Path) -> None:
+    job = Job(tmp_path, source=SMALL_BLOCKS, **SHAPED)
+    phases = kill_loop(job, kills=25, records=120_000, files=6, expected=lambda number: number % 10 != 3)
+    assert phases["between two commits"] or phases["during a commit"]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("shape", [WITH_PROVENANCE, SHAPED], ids=["plain", "shaped"])
+def test_every_record_is_there_once_after_500_kills(tmp_path: Path, shape: dict[str, Any]) -> None:
+    job = Job(tmp_path, source=SMALL_BLOCKS, **shape)
+    expected = (lambda number: number % 10 != 3) if shape is SHAPED else None
+    kill_loop(job, kills=500, records=400_000, files=8, expected=expected)
+
+
+# ------------------------------------------------------------------ asked to stop
+
+
+def stopped(running: Running, *numbers: signal.Signals) -> int:
+    """Send the signals after the first commit, each after the process answered the one before it."""
+    assert running.saw("committed")
+    for number in numbers[:-1]:
+        running.send(number)
+        running.saw("draining")
+    running.send(numbers[-1])
+    return running.wait().code
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_one_signal_drains_and_the_next_run_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    job = Job(tmp_path, source=SMALL_BLOCKS, **WITH_PROVENANCE)
+    load = Load(job)
+    for _ in range(3):
+        load.add(40_000)
+    running = job.start()
+    assert running.saw("committed")
+    running.send(number)
+    ended = running.wait()
+    assert ended.code == 0, ended.err
+    assert ended.summary["status"] == "drained"
+    drained = job.ids()
+    assert drained == list(range(len(drained))), "what was read is committed, without a hole"
+    assert ended.summary["rows_in"] == len(drained) < load.records
+    job.run().succeeded()
+    job.holds(range(load.records))
+    job.audit()
+
+
+def test_a_second_signal_stops_at_once_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    # One large uncommitted batch after another, so that draining takes longer than the second signal.
+    job = Job(tmp_path, sink={"commit": {"rows": 20_000}}, source={**SMALL_BLOCKS, "block_bytes": "2MiB"})
+    load = Load(job)
+    for _ in range(3):
+        load.add(80_000)
+    assert stopped(job.start(), signal.SIGINT, signal.SIGINT) == 128 + signal.SIGINT
+    cut = job.ids()
+    assert cut == list(range(len(cut)))
+    assert len(cut) < load.records
+    job.run().succeeded()
+    job.holds(range(load.records))
+    job.audit()
+    check_leftovers(job)
