@@ -113,7 +113,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "conveyord-bench")
     arguments = parser.parse_args()
     path = make(arguments.work / f"trips-{arguments.records}.jsonl", arguments.records)
-    result = {"records": arguments.records, "bytes": path.stat().st_size, **compare(path, arguments.work, arguments.rounds)}
+    ratios = compare(path, arguments.work, arguments.rounds)
+    result = {"records": arguments.records, "bytes": path.stat().st_size, **ratios}
     text = json.dumps(result, indent=2)
     print(text)
     if arguments.json:

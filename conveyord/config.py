@@ -67,10 +67,7 @@ class Config(_Model):
         Raises ConfigError naming the property, never the secret.
         """
         return {
-            name: {
-                key: _resolve(value.get_secret_value(), f"catalogs.{name}.{key}")
-                for key, value in given.items()
-            }
+            name: {key: _resolve(value.get_secret_value(), f"catalogs.{name}.{key}") for key, value in given.items()}
             for name, given in self.catalogs.items()
         }
 
@@ -170,17 +167,13 @@ def _resolve(value: str, key: str) -> str:
         if name not in os.environ:
             raise ConfigError(f"{key} refers to the environment variable {name!r}, which is not set")
         return os.environ[name]
-    if kind == "file":
+    if kind == "file" and not name.startswith("//"):  # file:// is a URI, such as a warehouse's
         try:
             with Path(name).open("rb") as file:
                 content = file.read(SECRET_BYTES_MAX + 1)
         except OSError as error:
-            raise ConfigError(
-                f"{key} refers to the file {name!r}, which cannot be read: {error.strerror}"
-            ) from error
+            raise ConfigError(f"{key} refers to the file {name!r}, which cannot be read: {error.strerror}") from error
         if len(content) > SECRET_BYTES_MAX:
-            raise ConfigError(
-                f"{key} refers to the file {name!r}, which is larger than {SECRET_BYTES_MAX} bytes"
-            )
+            raise ConfigError(f"{key} refers to the file {name!r}, which is larger than {SECRET_BYTES_MAX} bytes")
         return content.decode("utf-8").rstrip("\r\n")
     return value

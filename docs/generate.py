@@ -1,7 +1,6 @@
 """Writes docs/operators.md from the operators' own configuration models, so that it cannot disagree with them.
 
-    python docs/generate.py            # write
-    python docs/generate.py --check    # exit 1 if the file is not what would be written
+`python docs/generate.py` writes it, `python docs/generate.py --check` exits with 1 if it is out of date.
 """
 
 from __future__ import annotations

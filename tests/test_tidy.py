@@ -161,9 +161,7 @@ def test_a_violation_is_caught_by(rule: Rule) -> None:
     assert list(rule(Source(path, text)))
 
 
-@pytest.mark.parametrize(
-    ("rule", "path", "text"), ALLOWED, ids=lambda value: getattr(value, "__name__", None)
-)
+@pytest.mark.parametrize(("rule", "path", "text"), ALLOWED, ids=lambda value: getattr(value, "__name__", None))
 def test_what_is_allowed_passes(rule: Rule, path: str, text: str) -> None:
     assert not list(rule(Source(path, text)))
 
@@ -187,9 +185,7 @@ def test_every_core_module_has_a_test_that_names_it() -> None:
         for path in sorted(core.rglob("*.py"))
         if path.name != "__init__.py"
     ]
-    tests = "\n".join(
-        path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").rglob("test_*.py"))
-    )
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").rglob("test_*.py")))
     assert not _untested(modules, tests)
 
 
@@ -212,9 +208,7 @@ def test_the_commands_in_the_documents_exist() -> None:
     known = set(conveyord.commands) | set(conveyorctl.commands)
     documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     missing = {
-        path.name: unknown
-        for path in documents
-        if (unknown := _unknown_verbs(path.read_text(encoding="utf-8"), known))
+        path.name: unknown for path in documents if (unknown := _unknown_verbs(path.read_text(encoding="utf-8"), known))
     }
     assert not missing
 

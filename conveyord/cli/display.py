@@ -146,7 +146,10 @@ def _written(rows: int, files: int, commits: int) -> str:
 
 
 def summary_text(summary: RunSummary, *, hints: Sequence[tuple[str, str]]) -> str:
-    """The end of a run for people: what happened, what it came to, where it lies, what to try next."""
+    """The end of a run for people: how it ended, what it came to, where it lies, what to try next.
+
+    The error of a failed run is not in it: that goes to stderr.
+    """
     endings = {
         "succeeded": "finished",
         "drained": "stopped in order; the same command goes on from here",
@@ -154,8 +157,8 @@ def summary_text(summary: RunSummary, *, hints: Sequence[tuple[str, str]]) -> st
         "failed": "failed",
     }
     lines = [f"{summary.pipeline}: {endings[summary.status]}, after {format_seconds(summary.seconds)}"]
-    if summary.error is not None:
-        lines.append(f"error: {summary.error.message}")
+    if summary.status == "failed" and not summary.rows_in:
+        return lines[0]
     pairs: Pairs = [
         (
             "rows in",

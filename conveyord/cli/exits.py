@@ -40,8 +40,11 @@ def reports_failures(verb: Callable[P, int | None]) -> Callable[P, int]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
             return verb(*args, **kwargs) or 0
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except BrokenPipeError:  # the reader went away (`| head`), which is its right
+            silence_stdout()
+            return EXIT_BROKEN_PIPE
         except Exception as error:  # noqa: BLE001 - the outermost place: whatever is left is reported, never swallowed
             expected = expected_cause(error)
             if kwargs.get("output") == "json":
@@ -92,6 +95,11 @@ def report_bug(error: BaseException) -> None:
     except OSError as unsaved:
         saved = f"the traceback could not be saved ({unsaved.strerror}); CONVEYORD_DEBUG=1 prints it"
     click.echo(f"error: this is a bug in conveyord: {summary}; {saved}", err=True)
+
+
+def silence_stdout() -> None:
+    """Send standard output nowhere, so that Python does not complain again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_json(document: Any) -> None:

@@ -6,7 +6,6 @@ and shell completion answer at once.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +13,7 @@ import click
 
 from conveyord import __version__
 from conveyord.cli.audit import audit
-from conveyord.cli.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED
+from conveyord.cli.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, silence_stdout
 from conveyord.cli.query import query
 from conveyord.cli.run import run
 
@@ -60,7 +59,6 @@ def invoke(group: click.Group, name: str, arguments: Sequence[str] | None = None
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader went away (`| head`). Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()
         return EXIT_BROKEN_PIPE
     return code if isinstance(code, int) else 0

@@ -65,6 +65,8 @@ def run(
     from conveyord.cli.logs import configure_logs
     from conveyord.engine.local_run import RunRequest
 
+    if adopt is not None and adopt.count("/") != 1:
+        raise click.UsageError(f"--adopt takes NAMESPACE/NAME, such as default/{adopt.strip('/') or 'quakes'}")
     setting = load_setting(config_path, data_dir)
     settings = setting.config
     pipeline = _one_pipeline(file)
@@ -85,12 +87,12 @@ def run(
     summary, signal_number = _run(request, live_allowed=form == "text" and not prints_rows)
     if output == "json":
         print_json(summary.as_json())
-        if summary.error is not None:
-            click.echo(f"error: {summary.error.message}", err=True)
     else:
         from conveyord.cli.display import summary_text
 
         click.echo(summary_text(summary, hints=_hints(pipeline, setting, config_path)), err=prints_rows)
+    if summary.error is not None:
+        click.echo(f"error: {summary.error.message}", err=True)
     return _exit_code(summary, signal_number)
 
 

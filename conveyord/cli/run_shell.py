@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import structlog
@@ -47,39 +48,34 @@ async def supervised_run(request: RunRequest, display: Display) -> tuple[RunSumm
             error=None if error is None else expected_cause(error),
         )
 
-    async with trio.open_nursery() as nursery:
-        await nursery.start(_watch_signals, drain, nursery.cancel_scope, stop)
-        nursery.start_soon(display.follow, progress)
-        try:
-            outcome = await run_pipeline(request, installed(), drain=drain, progress=progress)
-        except Exception as error:  # sorted into expected and bug; a bug is raised again
-            if expected_cause(error) is None:
-                raise
-            outcome = cut_short("failed", error)
-        nursery.cancel_scope.cancel()
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_obey, signals, drain, nursery.cancel_scope, stop)
+            nursery.start_soon(display.follow, progress)
+            try:
+                outcome = await run_pipeline(request, installed(), drain=drain, progress=progress)
+            except Exception as error:  # sorted into expected and bug; a bug is raised again
+                if expected_cause(error) is None:
+                    raise
+                outcome = cut_short("failed", error)
+            nursery.cancel_scope.cancel()
     summary = cut_short("cancelled") if outcome is None else outcome
     return summary, stop.signal_number
 
 
-async def _watch_signals(
-    drain: trio.Event,
-    everything: trio.CancelScope,
-    stop: _Stop,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started()
-        async for number in signals:
-            stop.signal_number = number
-            name = signal.Signals(number).name
-            if not drain.is_set():
-                log.info("draining: committing what was read; again to stop at once", signal=name)
-                drain.set()
-            elif not everything.cancel_called:
-                log.warning("stopping at once: the next run goes on from the last commit", signal=name)
-                everything.cancel()
-            else:
-                os._exit(128 + number)
+async def _obey(signals: AsyncIterator[int], drain: trio.Event, everything: trio.CancelScope, stop: _Stop) -> None:
+    """Turn signals into what the user means by them, until cancelled."""
+    async for number in signals:
+        stop.signal_number = number
+        name = signal.Signals(number).name
+        if not drain.is_set():
+            log.info("draining: committing what was read; again to stop at once", signal=name)
+            drain.set()
+        elif not everything.cancel_called:
+            log.warning("stopping at once: the next run goes on from the last commit", signal=name)
+            everything.cancel()
+        else:
+            os._exit(128 + number)
 
 
 def _delivery(request: RunRequest) -> Delivery:

@@ -103,9 +103,7 @@ class Transform(Operator):
     """The output depends on the input batch and the configuration alone, so the stage may be shared."""
 
     @abstractmethod
-    async def run(
-        self, inbound: trio.MemoryReceiveChannel[Message], outbound: trio.MemorySendChannel[Message]
-    ) -> None:
+    async def run(self, inbound: trio.MemoryReceiveChannel[Message], outbound: trio.MemorySendChannel[Message]) -> None:
         """Consume `inbound` up to its `Eos`, flush, and return."""
 
 
@@ -116,9 +114,7 @@ class BatchTransform(Transform):
     def apply(self, data: pa.RecordBatch) -> pa.RecordBatch:
         """Transform one batch. Blocking, called from one thread at a time, no side effects."""
 
-    async def run(
-        self, inbound: trio.MemoryReceiveChannel[Message], outbound: trio.MemorySendChannel[Message]
-    ) -> None:
+    async def run(self, inbound: trio.MemoryReceiveChannel[Message], outbound: trio.MemorySendChannel[Message]) -> None:
         async for message in inbound:
             match message:
                 case Batch():

@@ -59,7 +59,7 @@ class BlockDecoder(Protocol[Layout]):
         Raises RecordError if the file cannot be of this format.
         """
 
-    def boundary(self, buffer: bytes) -> int:
+    def boundary(self, buffer: bytes | bytearray) -> int:
         """The end of the last whole record in `buffer`, which starts at a record; 0 if there is none."""
 
     def infer(self, sample: bytes, layout: Layout) -> pa.Schema:

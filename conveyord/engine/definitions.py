@@ -125,9 +125,7 @@ class _Loader:
         spec = value.get("spec")
         graph_keys = [key for key in spec if key in GRAPH_KEYS] if isinstance(spec, dict) else []
         if graph_keys:
-            sentence = (
-                "the graph form is not supported yet; write one inline source, steps and one inline sink"
-            )
+            sentence = "the graph form is not supported yet; write one inline source, steps and one inline sink"
             self._at(document, ("spec", graph_keys[0]), sentence, key=True)
             return True
         return False
@@ -179,9 +177,7 @@ class _Loader:
             for sentence in _joined(several):
                 self._text.problem(line, column, sentence)
 
-    def _at(
-        self, document: Document, path: tuple[str | int, ...], message: str, *, key: bool = False
-    ) -> None:
+    def _at(self, document: Document, path: tuple[str | int, ...], message: str, *, key: bool = False) -> None:
         """Remember a problem with the value at `path`, or with its key."""
         place, _ = place_of(document, path)
         line, column = (place.key_line, place.key_column) if key else (place.line, place.column)
@@ -198,9 +194,7 @@ def _joined(sentences: list[str]) -> list[str]:
             joined.append(sentence)
         else:
             wanted.setdefault((match["name"], match["got"]), []).append(match["wanted"])
-    return joined + [
-        f"{name} must be {' or '.join(choices)}, got {got}" for (name, got), choices in wanted.items()
-    ]
+    return joined + [f"{name} must be {' or '.join(choices)}, got {got}" for (name, got), choices in wanted.items()]
 
 
 def _sentence(detail: ErrorDetails, value: Any, name: str, model: type[BaseModel] | None) -> str:
@@ -236,9 +230,7 @@ def _unknown_key(key: str, model: type[BaseModel] | None) -> str:
     close = _close(key, known)
     if close is not None:
         return f"unknown key {key!r}; did you mean {close!r}?"
-    return f"unknown key {key!r}" + (
-        f"; the keys here are {', '.join(known)}" if known else "; no keys are known here"
-    )
+    return f"unknown key {key!r}" + (f"; the keys here are {', '.join(known)}" if known else "; no keys are known here")
 
 
 def _bad_choice(name: str, expected: str, value: Any) -> str:

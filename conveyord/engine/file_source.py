@@ -76,11 +76,15 @@ class FileSource(Source, Generic[Layout]):
         """The decoder for this source's configuration."""
         raise NotImplementedError
 
+    def check_schema(self, schema: pa.Schema) -> None:
+        """Refuse a configuration that the sampled `schema` shows to be wrong, by ConfigError."""
+
     async def run(self, out: Outlet, *, fences: tuple[Positions, ...], drain: trio.Event) -> None:
         """See `Source.run`. Files are read one after the other in the order of their paths."""
         decoder = self.decoder()
         paths = await self.context.in_thread(discover, self.config.path)
         self._schema = await self.context.in_thread(self._sample, decoder, paths)
+        self.check_schema(self._schema)
         jobs = self._jobs(decoder, paths, fences, drain)
 
         async def decode(job: _Job[Layout]) -> Decoded:
@@ -98,8 +102,9 @@ class FileSource(Source, Generic[Layout]):
         samples: list[tuple[Layout, bytearray]] = []
         left = SAMPLE_BYTES
         for path in paths:
-            head = head_of(path, left)
+            head = head_of(path, max(left, HEAD_BYTES))
             skip, layout = _begin(decoder, path, head)
+            head = head[: max(left, skip)]
             whole = decoder.boundary(head) if len(head) == left else len(head)
             if not samples or samples[-1][0] != layout:
                 samples.append((layout, bytearray()))
@@ -164,9 +169,7 @@ class FileSource(Source, Generic[Layout]):
             decoded = Decoded(fit(decoded.data, self._schema), self._schema, decoded.bad)
         return decoded
 
-    async def _emit(
-        self, out: Outlet, decoder: BlockDecoder[Layout], job: _Job[Layout], decoded: Decoded
-    ) -> None:
+    async def _emit(self, out: Outlet, decoder: BlockDecoder[Layout], job: _Job[Layout], decoded: Decoded) -> None:
         """Send the rows of one block; at a bad record, stop behind the rows before it or count it."""
         block, data, bad, end = job.block, decoded.data, decoded.bad, job.block.end
         if block.oversize:
@@ -218,9 +221,7 @@ def _begin(decoder: BlockDecoder[Layout], path: Path, head: bytes) -> tuple[int,
         raise RecordError(f"{path}: {error.place}", error.reason, code=error.code) from error
 
 
-def _offsets(
-    decoder: BlockDecoder[Layout], block: Block, bad: tuple[BadRecord, ...], rows: int
-) -> pa.Int64Array:
+def _offsets(decoder: BlockDecoder[Layout], block: Block, bad: tuple[BadRecord, ...], rows: int) -> pa.Int64Array:
     """Where the records of the first `rows` good rows of `block` start in the file. Blocking."""
     starts = decoder.starts(block.data)
     if bad:

@@ -106,11 +106,11 @@ def _build(request: RunRequest, registry: Registry) -> LinearGraph:
 
 def _check_sources(request: RunRequest, source: Source, fence: Positions) -> None:
     """Refuse a fence that names a source this pipeline does not have: its records would be read again."""
-    unknown = {partition.source for partition in fence} - {source.context.stage}
-    if unknown:
+    unknown = min({partition.source for partition in fence} - {source.context.stage}, default=None)
+    if unknown is not None:
         raise Refused(
             f"pipeline {request.pipeline.identity}: the sink holds positions of the source "
-            f"{sorted(unknown)[0]!r}, but the pipeline's source is {source.context.stage!r}; "
+            f"{unknown!r}, but the pipeline's source is {source.context.stage!r}; "
             "give the source its former name, or rename the pipeline to start anew"
         )
 
@@ -136,7 +136,7 @@ def _status(failures: Failures, drain: trio.Event) -> RunStatus:
 
 
 def _reason(failures: Failures) -> ConveyordError | None:
-    """The first failure, named by its stage. The others followed from it and are in the log."""
-    for stage, error in failures.by_stage:
-        log.error("stage failed", stage=stage, code=error.code, reason=str(error))
+    """The first failure, which is the run's. What other stages met on their way to rest goes to the log."""
+    for stage, error in failures.by_stage[1:]:
+        log.error("another stage failed too", stage=stage, code=error.code, reason=str(error))
     return failures.first[1] if failures.first else None

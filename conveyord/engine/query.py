@@ -119,7 +119,8 @@ def _planning_error(error: Exception, lake: LakeReader, failures: list[Exception
     missing = _MISSING.search(text)
     if missing is not None:
         return ConfigError(lake.unknown_table((missing[1] or missing[2]).removeprefix("public.")))
-    return ConfigError(f"the query cannot be run: {text}")
+    hint = " Names are case-sensitive." if text.startswith("No field named") else ""
+    return ConfigError(f"the query cannot be run: {text}{hint}")
 
 
 def _first_line(error: Exception) -> str:

@@ -71,9 +71,7 @@ class Registry:
             ) from error
         contract = _CONTRACTS[kind]
         if not (isinstance(loaded, type) and issubclass(loaded, contract)):
-            raise ConfigError(
-                f"{kind} {type_name!r} from {_origin(point)} is not a {contract.__name__} operator"
-            )
+            raise ConfigError(f"{kind} {type_name!r} from {_origin(point)} is not a {contract.__name__} operator")
         return loaded
 
     def _unknown(self, kind: Kind, type_name: str) -> str:

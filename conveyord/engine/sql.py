@@ -46,9 +46,7 @@ class BatchQuery:
                 f"{setting} must be one query that begins with SELECT or WITH, not with {code.strip()[:20]!r}"
             )
         if not re.search(rf"\b{INPUT_TABLE}\b", code):
-            raise ConfigError(
-                f"{setting} never mentions {INPUT_TABLE}, the table that holds the incoming rows"
-            )
+            raise ConfigError(f"{setting} never mentions {INPUT_TABLE}, the table that holds the incoming rows")
         self._context, self._options = _session()
         self._check_without_columns()
 
@@ -61,7 +59,7 @@ class BatchQuery:
         self._context.register_record_batches(INPUT_TABLE, [[_with_nulls_inside(data)]])
         try:
             frame = self._plan()
-            schema = self._result_schema(frame)
+            schema = self._result_schema(frame, data.schema)
             # An aggregate makes a row even of no rows, which would be a record that never was.
             batches = self._collect(frame) if data.num_rows else []
         finally:
@@ -107,28 +105,25 @@ class BatchQuery:
             try:
                 frame.execution_plan()
             except Exception:  # noqa: BLE001 - it does not even plan, so no other rows will do better
-                raise ConfigError(
-                    f"{self._setting} cannot work on these rows: {readable(str(error))}"
-                ) from None
+                raise ConfigError(f"{self._setting} cannot work on these rows: {readable(str(error))}") from None
             raise BatchError(f"{self._setting} failed on a value: {readable(str(error))}") from None
 
-    def _result_schema(self, frame: Any) -> pa.Schema:
+    def _result_schema(self, frame: Any, source: pa.Schema) -> pa.Schema:
         schema = frame.schema()
         if not schema.names:
             raise ConfigError(f"{self._setting} returns no column")
         twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
         if twice:
             raise ConfigError(
-                f"{self._setting} returns more than one column named {twice[0]!r}; "
-                "give each its own name with AS"
+                f"{self._setting} returns more than one column named {twice[0]!r}; give each its own name with AS"
             )
-        return pa.schema([pa.field(field.name, settled_type(field.type)) for field in schema])
+        return pa.schema([pa.field(field.name, _result_type(field, source)) for field in schema])
 
     def _joined(self, batches: list[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
         # By position: a recursive query's batches carry other names than its plan.
         settled = [
             pa.RecordBatch.from_arrays(
-                [column.cast(kind) for column, kind in zip(batch.columns, schema.types, strict=True)],
+                [column.cast(kind, safe=False) for column, kind in zip(batch.columns, schema.types, strict=True)],
                 schema=schema,
             )
             for batch in batches
@@ -155,6 +150,16 @@ def readable(message: str) -> str:
     return " ".join(message.replace('\\"', '"').split())
 
 
+def _result_type(field: pa.Field, source: pa.Schema) -> pa.DataType:
+    kind = settled_type(field.type)
+    computed = source.get_field_index(field.name) < 0 or source.field(field.name).type != kind
+    if computed and pt.is_timestamp(kind) and kind.unit == "ns":
+        # now() and to_timestamp() count nanoseconds. No table column could hold them, and nobody
+        # asked for them; a column that came in with nanoseconds keeps them.
+        return pa.timestamp("us", kind.tz)
+    return kind
+
+
 def settled_type(kind: pa.DataType) -> pa.DataType:
     """`kind` in the layout that every stage knows: no views, no 64-bit offsets, at any depth."""
     if pt.is_string_view(kind) or pt.is_large_string(kind):
@@ -165,9 +170,21 @@ def settled_type(kind: pa.DataType) -> pa.DataType:
         return pa.struct([field.with_type(settled_type(field.type)) for field in kind])
     if pt.is_list(kind) or pt.is_large_list(kind):
         return pa.list_(kind.value_field.with_type(settled_type(kind.value_type)))
+    if pt.is_map(kind):
+        items = kind.item_field.with_type(settled_type(kind.item_type))
+        return pa.map_(kind.key_field.with_type(settled_type(kind.key_type)), items)
     if pt.is_fixed_size_list(kind):
         return pa.list_(kind.value_field.with_type(settled_type(kind.value_type)), kind.list_size)
     return kind
+
+
+def without_views(data: pa.RecordBatch) -> pa.RecordBatch:
+    """`data` with views of strings and bytes copied out: Arrow 26 can neither take nor filter them."""
+    types = [settled_type(kind) if "_view" in str(kind) else kind for kind in data.schema.types]
+    if types == data.schema.types:
+        return data
+    fields = [field.with_type(kind) for field, kind in zip(data.schema, types, strict=True)]
+    return data.cast(pa.schema(fields, metadata=data.schema.metadata))
 
 
 def _session() -> tuple[Any, Any]:

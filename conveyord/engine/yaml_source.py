@@ -20,7 +20,7 @@ from ruamel.yaml.reader import ReaderError
 
 from conveyord.engine.problems import DefinitionError, Problem
 
-FILE_BYTES_MAX = 1024 * 1024  # a thousand pipelines; ruamel takes about a minute for 10 MB
+FILE_BYTES_MAX = 256 * 1024  # some hundred pipelines; ruamel reads about 100 KB a second
 VALUES_MAX = 100_000  # after aliases are expanded; a file of FILE_BYTES_MAX holds fewer by hand
 DEPTH_MAX = 64  # beyond any manifest, and well below Python's recursion limit
 
@@ -88,9 +88,7 @@ class YamlText:
         """
         try:
             roots = [
-                node
-                for node in YAML(typ="safe", pure=True).compose_all(io.StringIO(self.text))
-                if node is not None
+                node for node in YAML(typ="safe", pure=True).compose_all(io.StringIO(self.text)) if node is not None
             ]
         except (YAMLError, RecursionError, ValueError) as error:
             self._syntax_problem(error)
@@ -109,15 +107,11 @@ class YamlText:
             position = next((i for i, char in enumerate(self.text) if ord(char) == error.character), 0)
             line = self.text.count("\n", 0, position) + 1
             column = position - (self.text.rfind("\n", 0, position) + 1) + 1
-            self.problem(
-                line, column, f"the character U+{error.character:04X} is not allowed in YAML; remove it"
-            )
+            self.problem(line, column, f"the character U+{error.character:04X} is not allowed in YAML; remove it")
             return
         mark = error.problem_mark or error.context_mark if isinstance(error, MarkedYAMLError) else None
         if mark is None:
-            self.problem(
-                1, 1, "the file is nested too deeply or is not YAML" if not str(error) else str(error)
-            )
+            self.problem(1, 1, "the file is nested too deeply or is not YAML" if not str(error) else str(error))
             return
         opened = error.context_mark if isinstance(error, MarkedYAMLError) else None
         if opened is not None and not "".join(self._lines[mark.line :])[mark.column :].strip():
@@ -198,9 +192,7 @@ class _Conversion:
     def _scalar(self, node: ScalarNode, place: Place) -> Any:
         text = node.value
         if "${" in text:
-            self._text.problem(
-                place.line, place.column, "${...} is not supported yet; write the value itself"
-            )
+            self._text.problem(place.line, place.column, "${...} is not supported yet; write the value itself")
         tag = str(node.tag).removeprefix(_TAG)
         try:
             match tag:
@@ -220,9 +212,7 @@ class _Conversion:
         return text
 
     def _float(self, text: str, place: Place) -> float:
-        number = float(
-            text.replace("_", "").replace(".inf", "inf").replace(".Inf", "inf").replace(".nan", "nan")
-        )
+        number = float(text.replace("_", "").replace(".inf", "inf").replace(".Inf", "inf").replace(".nan", "nan"))
         if not math.isfinite(number):
             self._text.problem(place.line, place.column, f"{text} is not a number that a setting can have")
         return number

@@ -47,7 +47,8 @@ class IcebergConfig(OperatorConfig):
     )
     catalog: str | dict[str, str] = Field(
         default=EMBEDDED,
-        description="A catalog of conveyord.toml by name, or pyiceberg's properties of one. `lake` is the embedded one.",
+        description="A catalog of conveyord.toml by name, or pyiceberg's properties of one. "
+        "`lake` is the embedded one.",
     )
     partition_by: tuple[str, ...] = Field(
         default=(), description="`column`, `year|month|day|hour(column)`, `bucket(n, column)`, `truncate(n, column)`."
@@ -146,7 +147,8 @@ class IcebergSink(Sink):
         schema, data = grow(pa.schema([]) if held is None else held, batch.data)
         if held is None or not schema.equals(held):
             if len(schema) == 0:
-                return self._refuse_fieldless(batch)
+                self._refuse_fieldless(batch)
+                return
             self._writer.shape(schema)
             data = fit(batch.data, self._writer.schema)
         if data.num_rows:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
+import pyarrow as pa
 from pydantic import Field, StringConstraints
 
+from conveyord.core.errors import ConfigError
 from conveyord.engine.contracts import OperatorConfig, OperatorContext
 from conveyord.engine.csv import CsvDecoder, CsvLayout
 from conveyord.engine.decoding import BlockDecoder
@@ -39,6 +42,17 @@ class FileCsvSource(FileSource[CsvLayout]):
         self._decoder = CsvDecoder(
             header=options.header, delimiter=options.delimiter, quote=options.quote, types=dict(options.types)
         )
+
+    def check_schema(self, schema: pa.Schema) -> None:
+        """Refuse a declared column that no header has: its values would silently have another type."""
+        options: FileCsvConfig = self.config
+        for name in options.types:
+            if name not in schema.names:
+                close = get_close_matches(name, schema.names, n=1)
+                remedy = f"did you mean {close[0]!r}?" if close else f"the columns are {', '.join(schema.names)}"
+                raise ConfigError(
+                    f"stage {self.context.stage!r}: types names a column {name!r} that no header has; {remedy}"
+                )
 
     def decoder(self) -> BlockDecoder[CsvLayout]:
         return self._decoder

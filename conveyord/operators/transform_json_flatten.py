@@ -13,6 +13,7 @@ from pydantic import Field
 from conveyord.core.errors import BatchError
 from conveyord.engine.contracts import BatchTransform, OperatorConfig
 from conveyord.engine.schema.lists import Elements
+from conveyord.engine.sql import without_views
 
 
 class JsonFlattenConfig(OperatorConfig):
@@ -22,9 +23,7 @@ class JsonFlattenConfig(OperatorConfig):
     one that was less deeply nested keeps it and the other becomes `a_b_2`, `a_b_3`, ...
     """
 
-    separator: str = Field(
-        default="_", min_length=1, description="Stands between the names of nested fields."
-    )
+    separator: str = Field(default="_", min_length=1, description="Stands between the names of nested fields.")
     max_depth: int = Field(
         default=8,
         ge=1,
@@ -58,9 +57,9 @@ class JsonFlattenTransform(BatchTransform):
 
         Raises: BatchError if exploded rows exceed what one batch can hold.
         """
-        columns = [
-            _Column((name,), 0, values) for name, values in zip(data.schema.names, data.columns, strict=True)
-        ]
+        if self.config.lists != "keep":
+            data = without_views(data)
+        columns = [_Column((name,), 0, values) for name, values in zip(data.schema.names, data.columns, strict=True)]
         try:
             while True:
                 columns = [flat for column in columns for flat in self._opened(column)]
@@ -69,9 +68,7 @@ class JsonFlattenTransform(BatchTransform):
                     break
                 columns = _exploded(columns, lists)
         except (pa.ArrowCapacityError, pa.ArrowInvalid) as error:
-            raise BatchError(
-                f"json_flatten: exploding lists makes more rows than one batch holds: {error}"
-            ) from error
+            raise BatchError(f"json_flatten: exploding lists makes more rows than one batch holds: {error}") from error
         if all(column.depth == 0 for column in columns):
             return data
         names = _distinct_names(columns, self.config.separator)
@@ -101,9 +98,7 @@ class JsonFlattenTransform(BatchTransform):
 
 def _exploded(columns: list[_Column], lists: list[bool]) -> list[_Column]:
     """A row per position of the longest list of each row, at least one."""
-    opened = [
-        Elements.of(column.values) if each else None for column, each in zip(columns, lists, strict=True)
-    ]
+    opened = [Elements.of(column.values) if each else None for column, each in zip(columns, lists, strict=True)]
     longest = pc.max_element_wise(*[pc.fill_null(each.lengths, 0) for each in opened if each is not None], 1)
     ends = pc.cumulative_sum(longest)
     starts = pc.subtract(ends, longest)

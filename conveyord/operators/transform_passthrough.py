@@ -18,9 +18,7 @@ class PassthroughTransform(Transform):
     Config = PassthroughConfig
     pure = True
 
-    async def run(
-        self, inbound: trio.MemoryReceiveChannel[Message], outbound: trio.MemorySendChannel[Message]
-    ) -> None:
+    async def run(self, inbound: trio.MemoryReceiveChannel[Message], outbound: trio.MemorySendChannel[Message]) -> None:
         """See `Transform.run`."""
         async for message in inbound:
             if isinstance(message, Eos):

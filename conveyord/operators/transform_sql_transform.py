@@ -13,7 +13,8 @@ class SqlConfig(OperatorConfig):
     """Replaces the rows of each batch by the result of a SQL query over them (DataFusion's dialect).
 
     Rows keep their order unless the query orders them. Names keep their case and need quotes only
-    where they hold other characters than letters, digits and `_`.
+    where they hold other characters than letters, digits and `_`. Timestamps that the query computes
+    are cut to microseconds, the finest that a table holds.
     """
 
     query: str = Field(

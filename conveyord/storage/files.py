@@ -13,10 +13,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import zstandard
 
-from conveyord.core.errors import ConfigError, RecordError, Refused
+from conveyord.core.errors import ConfigError, RecordError, Refused, Retryable
 from conveyord.core.flow.positions import Position
 
 MARK_BYTES = 4096  # enough to tell two files of one producer apart, cheap to read at every start
@@ -49,6 +50,8 @@ def discover(pattern: str) -> list[Path]:
     paths = sorted(Path(found).absolute() for found in glob.glob(pattern, recursive=True))
     files = [path for path in paths if path.is_file()]
     if not files:
+        if Path(pattern).is_dir():
+            raise ConfigError(f"path {pattern!r} is a directory; name the files in it, such as {pattern.rstrip('/')}/*")
         raise ConfigError(f"path {pattern!r} matches no file (looked from {Path.cwd()}); correct the path")
     return files
 
@@ -57,26 +60,34 @@ def open_chunks(path: Path) -> Iterator[bytes]:
     """The decompressed content of a file in chunks of at most about `READ_BYTES`. Blocking.
 
     The format is recognised by its first bytes, not by the name. Raises RecordError with code
-    TRUNCATED_FILE after the last readable chunk if a compressed file ends too early or is damaged, and
-    ConfigError if the file cannot be read at all.
+    TRUNCATED_FILE after the last readable chunk if a compressed file ends too early or is damaged,
+    ConfigError if the file cannot be opened, and Retryable if the disk or the mount fails while it is read.
     """
     try:
         raw = path.open("rb", buffering=READ_BYTES)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
     with raw:
-        head = raw.read(4)
-        raw.seek(0)
-        if head.startswith(GZIP_MAGIC):
-            yield from _inflate_gzip(path, raw.read)
-        elif head == ZSTD_MAGIC:
-            yield from _inflate_zstd(path, raw.read)
-        elif path.suffix in {".gz", ".zst"} and head:
-            reason = f"the name ends in {path.suffix} but the content is not of that format; rename or repair it"
-            raise RecordError(str(path), reason, code="TRUNCATED_FILE")
-        else:
-            while chunk := raw.read(READ_BYTES):
-                yield chunk
+        try:
+            yield from _content(path, raw)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise Retryable(f"{path}: reading it failed ({reason}); check the disk or mount and run again") from error
+
+
+def _content(path: Path, raw: BinaryIO) -> Iterator[bytes]:
+    head = raw.read(4)
+    raw.seek(0)
+    if head.startswith(GZIP_MAGIC):
+        yield from _inflate_gzip(path, raw.read)
+    elif head == ZSTD_MAGIC:
+        yield from _inflate_zstd(path, raw.read)
+    elif path.suffix in {".gz", ".zst"} and head:
+        reason = f"the name ends in {path.suffix} but the content is not of that format; rename or repair it"
+        raise RecordError(str(path), reason, code="TRUNCATED_FILE")
+    else:
+        while chunk := raw.read(READ_BYTES):
+            yield chunk
 
 
 def _inflate_gzip(path: Path, read: Callable[[int], bytes]) -> Iterator[bytes]:
@@ -177,7 +188,7 @@ class BlockReader:
         *,
         position: Position | None,
         header_bytes: int,
-        boundary: Callable[[bytes], int],
+        boundary: Callable[[bytearray], int],
         block_bytes: int,
         record_bytes_max: int,
         cuts: tuple[int, ...] = (),
@@ -215,13 +226,11 @@ class BlockReader:
         feed = _Feed(self._from_start())
         want_bytes = self._block_bytes
         while feed.fill(buffer, want_bytes) or buffer:
-            window = bytes(memoryview(buffer)[:want_bytes])
-            is_rest = feed.ended and len(window) == len(buffer)
-            end = self._records_end(window, at, last=is_rest and feed.damage is None)
+            end = self._records_end(buffer, at, last=feed.ended and feed.damage is None)
             if end:
-                yield self._block(at, window[:end])
-                want_bytes = self._block_bytes
-            elif is_rest:
+                yield self._block(at, bytes(memoryview(buffer)[:end]))
+                want_bytes = max(self._block_bytes, len(buffer) - end)
+            elif feed.ended:
                 break  # what is left is the record that the damage cut
             elif want_bytes < self._record_bytes_max:
                 want_bytes = min(2 * want_bytes, self._record_bytes_max)
@@ -236,12 +245,12 @@ class BlockReader:
         if feed.damage is not None:
             raise feed.damage
 
-    def _records_end(self, window: bytes, at: int, *, last: bool) -> int:
-        """Where the block that starts at `at` ends within `window`; 0 if it holds no whole record."""
+    def _records_end(self, buffer: bytearray, at: int, *, last: bool) -> int:
+        """Where the block that starts at `at` ends within `buffer`; 0 if it holds no whole record."""
         cut = next((cut for cut in self._cuts if cut > at), None)
-        if cut is not None and cut - at <= len(window):
+        if cut is not None and cut - at <= len(buffer):
             return cut - at
-        return len(window) if last else self._boundary(window)
+        return len(buffer) if last else self._boundary(buffer)
 
     def _block(self, first: int, data: bytes) -> Block:
         end = first + len(data)
@@ -265,25 +274,31 @@ class BlockReader:
 class _Feed:
     """Chunks drawn into a buffer, remembering how they ended."""
 
-    __slots__ = ("_chunks", "damage", "ended")
+    __slots__ = ("_chunks", "_rest", "damage", "ended")
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
+        self._rest = memoryview(b"")
         self.ended = False
         self.damage: RecordError | None = None
 
     def fill(self, buffer: bytearray, want_bytes: int) -> bool:
-        """Append to `buffer` until it holds `want_bytes`. Returns False once nothing more can follow."""
+        """Append to `buffer` until it holds `want_bytes`, never more. Returns False once nothing can follow."""
         while len(buffer) < want_bytes and not self.ended:
-            try:
-                chunk = next(self._chunks, None)
-            except RecordError as damage:
-                self.damage, chunk = damage, None
-            if chunk is None:
-                self.ended = True
-            else:
-                buffer += chunk
+            if not self._rest:
+                self._draw()
+            part = self._rest[: want_bytes - len(buffer)]
+            buffer += part
+            self._rest = self._rest[len(part) :]
         return not self.ended
+
+    def _draw(self) -> None:
+        try:
+            chunk = next(self._chunks, None)
+        except RecordError as damage:
+            self.damage, chunk = damage, None
+        self.ended = chunk is None
+        self._rest = memoryview(chunk or b"")
 
 
 def _pass_over(buffer: bytearray, feed: _Feed) -> int:
@@ -295,7 +310,7 @@ def _pass_over(buffer: bytearray, feed: _Feed) -> int:
     while (end := buffer.find(b"\n") + 1) == 0:
         length += len(buffer)
         buffer.clear()
-        if not feed.fill(buffer, 1) and not buffer:
+        if not feed.fill(buffer, READ_BYTES) and not buffer:
             return length
     del buffer[:end]
     return length + end

@@ -22,7 +22,8 @@ def owned(data_dir: Path) -> Iterator[None]:
         data_dir.mkdir(parents=True, exist_ok=True)
         handle = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise StorageFull(f"data directory {data_dir}: {error.strerror}; make it writable or pass --data-dir") from error
+        remedy = "make it writable or pass --data-dir"
+        raise StorageFull(f"data directory {data_dir}: {error.strerror}; {remedy}") from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

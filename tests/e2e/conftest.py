@@ -31,43 +31,59 @@ class Ended:
         return json.loads(self.out)
 
 
-def environment(**extra: str) -> dict[str, str]:
-    """This environment with the sample plugin installed in it."""
-    return {**os.environ, "PYTHONPATH": str(PLUGIN), **extra}
+class Shell:
+    """Starts `conveyord` in processes of its own, with the sample plugin installed."""
 
+    def environment(self, **extra: str) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(PLUGIN), **extra}
 
-def run_process(*arguments: str, cwd: Path, **extra: str) -> Ended:
-    """Run `conveyord` in a process of its own."""
-    ended = subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=cwd,
-        env=environment(**extra),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return Ended(ended.returncode, ended.stdout, ended.stderr)
+    def run(self, *arguments: str, cwd: Path, **extra: str) -> Ended:
+        """Run one command to its end."""
+        ended = subprocess.run(
+            [*COMMAND, *arguments],
+            cwd=cwd,
+            env=self.environment(**extra),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return Ended(ended.returncode, ended.stdout, ended.stderr)
 
+    def popen(self, *arguments: str, cwd: Path, **options: Any) -> subprocess.Popen[str]:
+        """Start one command; its output goes into pipes unless `options` say otherwise."""
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": self.environment(), **options}
+        return subprocess.Popen([*COMMAND, *arguments], cwd=cwd, text=True, **streams)
 
-def pipeline_text(name: str, *, source: str, sink: str) -> str:
-    return (
-        f"apiVersion: conveyor.etl/v1\nkind: Pipeline\nmetadata: {{name: {name}}}\n"
-        f"spec:\n  source: {source}\n  sink: {sink}\n"
-    )
+    def finish(self, process: subprocess.Popen[str]) -> Ended:
+        out, err = process.communicate(timeout=60)
+        return Ended(process.returncode, out, err)
+
+    def write(self, path: Path, *, name: str, source: str, sink: str) -> None:
+        """Write a pipeline definition."""
+        path.write_text(
+            f"apiVersion: conveyor.etl/v1\nkind: Pipeline\nmetadata: {{name: {name}}}\n"
+            f"spec:\n  source: {source}\n  sink: {sink}\n",
+            encoding="utf-8",
+        )
 
 
 @pytest.fixture(scope="session")
-def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shell() -> Shell:
+    return Shell()
+
+
+@pytest.fixture(scope="session")
+def lake(tmp_path_factory: pytest.TempPathFactory, shell: Shell) -> Path:
     """A directory with conveyord-data in it: lake.plain and lake.placed, 500 rows each. Do not change it."""
     home = tmp_path_factory.mktemp("lake")
     rows = ({"id": i, "at": f"2024-01-0{i % 3 + 1}T00:00:00Z", "inner": {"mag": i / 2}} for i in range(500))
     (home / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     source = "{type: file_jsonl, path: in.jsonl}"
     for name, options in (("plain", 'partition_by: ["day(at)"]'), ("placed", "provenance: true")):
-        text = pipeline_text(name, source=source, sink=f"{{type: iceberg, table: lake.{name}, {options}}}")
-        (home / f"{name}.yaml").write_text(text, encoding="utf-8")
-        ended = run_process("run", f"{name}.yaml", "-o", "json", cwd=home)
+        sink = f"{{type: iceberg, table: lake.{name}, {options}}}"
+        shell.write(home / f"{name}.yaml", name=name, source=source, sink=sink)
+        ended = shell.run("run", f"{name}.yaml", "-o", "json", cwd=home)
         assert ended.code == 0, ended.err
     return home
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,7 @@ class Running:
             env={**os.environ, **(env or {})},
         )
         self._ended: Ended | None = None
+        self._rss_bytes = 0
 
     @property
     def pid(self) -> int:
@@ -123,24 +124,29 @@ class Running:
         deadline = time.monotonic() + RUN_SECONDS_MAX
         while not self._reap(os.WNOHANG):
             if time.monotonic() > deadline:
+                said = self.err()
                 self.send(signal.SIGKILL)
                 self._reap(0)
-                raise AssertionError(f"a run did not end within {RUN_SECONDS_MAX:g} s:\n{self.err()}")
+                raise AssertionError(f"a run did not end within {RUN_SECONDS_MAX:g} s:\n{said}")
             time.sleep(POLL_SECONDS)
         assert self._ended is not None
         return self._ended
 
     def _reap(self, options: int) -> bool:
-        """Collect the process with its own resource usage: RUSAGE_CHILDREN would mix all runs."""
+        """Collect the process if it has ended, and note its peak memory as long as it has not."""
         if self._ended is not None:
             return True
-        pid, status, usage = os.wait4(self.pid, options)
+        # Not the kernel's ru_maxrss: it starts with what the tests' own process had when it forked.
+        with suppress(OSError):
+            peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+            self._rss_bytes = int(peak[1]) * 1024 if peak else self._rss_bytes
+        pid, status = os.waitpid(self.pid, options)
         if pid == 0:
             return False
         self._process.returncode = os.waitstatus_to_exitcode(status)
         self._out.seek(0)
         out, err = self._out.read().decode(), self.err()
-        self._ended = Ended(self._process.returncode, out, err, usage.ru_maxrss * 1024)
+        self._ended = Ended(self._process.returncode, out, err, self._rss_bytes)
         self._out.close()
         self._err.close()
         return True

@@ -8,10 +8,11 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import COMMAND, Ended, environment, pipeline_text, run_process
 
 SUMMARY_KEYS = {
     *("pipeline", "status", "rows_in", "rows_out", "filtered", "skipped", "dead_letters", "seconds"),
@@ -20,21 +21,13 @@ SUMMARY_KEYS = {
 TABLE = "{type: iceberg, table: t.ticks}"
 
 
-def ticker(home: Path, source: str = "") -> None:
-    text = pipeline_text("clock", source="{type: ticker" + source + "}", sink=TABLE)
-    (home / "p.yaml").write_text(text, encoding="utf-8")
+def ticker(shell: Any, home: Path, options: str = "") -> None:
+    shell.write(home / "p.yaml", name="clock", source="{type: ticker" + options + "}", sink=TABLE)
 
 
-def started(home: Path) -> subprocess.Popen[str]:
+def started(shell: Any, home: Path) -> subprocess.Popen[str]:
     """A run that is under way."""
-    process = subprocess.Popen(
-        [*COMMAND, "run", "p.yaml", "-o", "json"],
-        cwd=home,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process: subprocess.Popen[str] = shell.popen("run", "p.yaml", "-o", "json", cwd=home)
     wait_for(process, "ticking")
     return process
 
@@ -47,13 +40,8 @@ def wait_for(process: subprocess.Popen[str], word: str) -> None:
     raise AssertionError(f"the process ended before it said {word!r}")
 
 
-def finished(process: subprocess.Popen[str]) -> Ended:
-    out, err = process.communicate(timeout=60)
-    return Ended(process.returncode, out, err)
-
-
-def test_a_run_ends_with_one_json_document_of_the_documented_shape(lake: Path) -> None:
-    ended = run_process("run", "plain.yaml", "-o", "json", cwd=lake)
+def test_a_run_ends_with_one_json_document_of_the_documented_shape(shell: Any, lake: Path) -> None:
+    ended = shell.run("run", "plain.yaml", "-o", "json", cwd=lake)
     assert ended.code == 0
     assert set(ended.json) == SUMMARY_KEYS
     assert (ended.json["pipeline"], ended.json["status"]) == ("default/plain", "succeeded")
@@ -62,9 +50,9 @@ def test_a_run_ends_with_one_json_document_of_the_documented_shape(lake: Path) -
     assert set(ended.json["sinks"][0]) == {"name", "rows", "files", "commits"}
 
 
-def test_a_summary_for_people_says_what_where_and_what_next(tmp_path: Path) -> None:
-    ticker(tmp_path, ", ticks: 3")
-    ended = run_process("run", "p.yaml", "--data-dir", "my data", cwd=tmp_path)
+def test_a_summary_for_people_says_what_where_and_what_next(shell: Any, tmp_path: Path) -> None:
+    ticker(shell, tmp_path, ", ticks: 3")
+    ended = shell.run("run", "p.yaml", "--data-dir", "my data", cwd=tmp_path)
     assert ended.code == 0
     assert "default/clock: finished" in ended.out
     assert re.search(r"rows in +3 ", ended.out)
@@ -72,56 +60,62 @@ def test_a_summary_for_people_says_what_where_and_what_next(tmp_path: Path) -> N
     assert re.search(r"delivery +exactly-once", ended.out)
     assert f"t.ticks, in {tmp_path}/my data/warehouse" in ended.out
     hint = next(line.split("  ")[-1] for line in ended.out.splitlines() if "conveyord query" in line)
-    shell = hint.replace("conveyord", f"{COMMAND[0]} -m conveyord", 1)
-    tried = subprocess.run(
-        shell, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
-    )
+    command = hint.replace("conveyord", f"{sys.executable} -m conveyord", 1)
+    tried = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert tried.returncode == 0, tried.stderr
     assert "tick" in tried.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_drains_and_what_was_read_is_in_the_table(tmp_path: Path, number: signal.Signals) -> None:
-    ticker(tmp_path)
-    process = started(tmp_path)
-    process.send_signal(number)
-    ended = finished(process)
+def test_the_first_signal_drains_and_what_was_read_is_in_the_table(shell: Any, tmp_path: Path) -> None:
+    ticker(shell, tmp_path)
+    process = started(shell, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    ended = shell.finish(process)
     assert "draining" in ended.err
     assert (ended.code, ended.json["status"]) == (0, "drained")
     assert ended.json["rows_in"] == ended.json["sinks"][0]["rows"] > 0
-    audit = run_process("audit", "t.ticks", "-o", "json", cwd=tmp_path)
+    audit = shell.run("audit", "t.ticks", "-o", "json", cwd=tmp_path)
     assert (audit.code, audit.json["rows"]) == (0, ended.json["rows_in"])
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_second_signal_stops_at_once_and_a_later_run_goes_on(
-    tmp_path: Path, number: signal.Signals, code: int
-) -> None:
-    ticker(tmp_path, ", stubborn: true")
-    process = started(tmp_path)
-    process.send_signal(number)
+def test_the_second_signal_stops_at_once_and_a_later_run_goes_on(shell: Any, tmp_path: Path) -> None:
+    ticker(shell, tmp_path, ", stubborn: true")
+    process = started(shell, tmp_path)
+    process.send_signal(signal.SIGINT)
     wait_for(process, "draining")
-    process.send_signal(number)
-    ended = finished(process)
-    assert (ended.code, ended.json["status"]) == (code, "cancelled")
-    ticker(tmp_path, ", ticks: 5")
-    assert run_process("run", "p.yaml", cwd=tmp_path).code == 0
-    audit = run_process("audit", "t.ticks", "-o", "json", cwd=tmp_path)
-    assert audit.json["ok"]
+    process.send_signal(signal.SIGINT)
+    ended = shell.finish(process)
+    assert (ended.code, ended.json["status"]) == (130, "cancelled")
+    ticker(shell, tmp_path, ", ticks: 5")
+    assert shell.run("run", "p.yaml", cwd=tmp_path).code == 0
+    assert shell.run("audit", "t.ticks", cwd=tmp_path).code == 0
 
 
-def test_an_expected_failure_is_a_sentence_and_exit_code_1(tmp_path: Path) -> None:
-    ticker(tmp_path, ", fail: refused")
-    ended = run_process("run", "p.yaml", "-o", "json", cwd=tmp_path)
+def test_an_expected_failure_is_a_sentence_and_exit_code_1(shell: Any, tmp_path: Path) -> None:
+    ticker(shell, tmp_path, ", fail: refused")
+    ended = shell.run("run", "p.yaml", "-o", "json", cwd=tmp_path)
     assert (ended.code, ended.json["status"]) == (1, "failed")
     assert ended.json["error"] == {"code": "REFUSED", "message": "clock: it goes backwards; set it right and run again"}
     assert "error: clock: it goes backwards" in ended.err
     assert "Traceback" not in ended.err
 
 
-def test_a_bug_is_one_line_and_a_file(tmp_path: Path) -> None:
-    ticker(tmp_path, ", fail: bug")
-    ended = run_process("run", "p.yaml", "-o", "json", cwd=tmp_path, TMPDIR=str(tmp_path))
+def test_a_data_directory_in_use_refuses_a_second_run_and_answers_queries(shell: Any, tmp_path: Path) -> None:
+    ticker(shell, tmp_path)
+    process = started(shell, tmp_path)
+    second = shell.run("run", "p.yaml", cwd=tmp_path)
+    query = shell.run("query", "SELECT count(*) AS n FROM t.ticks", "-o", "json", cwd=tmp_path)
+    process.send_signal(signal.SIGTERM)
+    shell.finish(process)
+    assert second.code == 1
+    assert second.out.startswith("default/clock: failed, after")
+    assert f"is in use by process {process.pid}" in second.err
+    assert query.code == 0
+
+
+def test_a_bug_is_one_line_and_a_file(shell: Any, tmp_path: Path) -> None:
+    ticker(shell, tmp_path, ", fail: bug")
+    ended = shell.run("run", "p.yaml", "-o", "json", cwd=tmp_path, TMPDIR=str(tmp_path))
     assert ended.code == 1
     assert ended.json["error"] == {"code": "BUG", "message": "KeyError: 'a bug of the plugin'"}
     assert "Traceback" not in ended.err
@@ -131,26 +125,25 @@ def test_a_bug_is_one_line_and_a_file(tmp_path: Path) -> None:
     assert "a bug of the plugin" in Path(saved[1]).read_text(encoding="utf-8")
 
 
-def test_a_bug_prints_its_traceback_when_debugging(tmp_path: Path) -> None:
-    ticker(tmp_path, ", fail: bug")
-    ended = run_process("run", "p.yaml", cwd=tmp_path, TMPDIR=str(tmp_path), CONVEYORD_DEBUG="1")
+def test_a_bug_prints_its_traceback_when_debugging(shell: Any, tmp_path: Path) -> None:
+    ticker(shell, tmp_path, ", fail: bug")
+    ended = shell.run("run", "p.yaml", cwd=tmp_path, TMPDIR=str(tmp_path), CONVEYORD_DEBUG="1")
     assert "Traceback" in ended.err
 
 
-def test_a_wrong_definition_is_exit_code_2_with_place_and_caret(tmp_path: Path) -> None:
-    text = pipeline_text("p", source="{type: file_jsnl, path: x}", sink=TABLE)
-    (tmp_path / "p.yaml").write_text(text, encoding="utf-8")
-    ended = run_process("run", "p.yaml", cwd=tmp_path)
+def test_a_wrong_definition_is_exit_code_2_with_place_and_caret(shell: Any, tmp_path: Path) -> None:
+    shell.write(tmp_path / "p.yaml", name="p", source="{type: file_jsnl, path: x}", sink=TABLE)
+    ended = shell.run("run", "p.yaml", cwd=tmp_path)
     assert ended.code == 2
     assert ended.out == ""
     assert "p.yaml:5:18: unknown source type 'file_jsnl'; did you mean 'file_jsonl'?" in ended.err
     assert ended.err.splitlines()[2].endswith("^")
-    assert run_process("run", "p.yaml", "-o", "json", cwd=tmp_path).json["error"]["code"] == "CONFIG"
+    assert shell.run("run", "p.yaml", "-o", "json", cwd=tmp_path).json["error"]["code"] == "CONFIG"
 
 
-def test_a_plugin_that_cannot_be_imported_hurts_only_who_names_it(tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text(pipeline_text("p", source="{type: broken_import}", sink=TABLE), encoding="utf-8")
-    ended = run_process("run", "p.yaml", cwd=tmp_path)
+def test_a_plugin_that_cannot_be_imported_hurts_only_who_names_it(shell: Any, tmp_path: Path) -> None:
+    shell.write(tmp_path / "p.yaml", name="p", source="{type: broken_import}", sink=TABLE)
+    ended = shell.run("run", "p.yaml", cwd=tmp_path)
     assert ended.code == 2
     assert "cannot be loaded from sample-plugin (sample_plugin_that_is_gone:Ticker)" in ended.err
 
@@ -161,38 +154,35 @@ def test_a_plugin_that_cannot_be_imported_hurts_only_who_names_it(tmp_path: Path
         (["gone.yaml"], "gone.yaml: cannot be read: No such file"),
         (["p.yaml", "--config", "gone.toml"], "gone.toml: cannot be read"),
         (["p.yaml", "--channel-capacity", "0"], "0 is not in the range 1<=x<=1024"),
+        (["p.yaml", "--adopt", "old"], "--adopt takes NAMESPACE/NAME, such as default/old"),
         (["two.yaml"], "two.yaml holds 2 pipelines (default/p, default/q); conveyord run takes a file with one"),
         (["print.yaml", "-o", "json"], "both write to standard output"),
     ],
 )
-def test_a_command_line_that_cannot_work_is_exit_code_2(tmp_path: Path, arguments: list[str], sentence: str) -> None:
-    one = pipeline_text("p", source="{type: ticker}", sink=TABLE)
-    (tmp_path / "p.yaml").write_text(one, encoding="utf-8")
+def test_a_command_line_that_cannot_work_is_exit_code_2(
+    shell: Any, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    shell.write(tmp_path / "p.yaml", name="p", source="{type: ticker}", sink=TABLE)
+    one = (tmp_path / "p.yaml").read_text(encoding="utf-8")
     (tmp_path / "two.yaml").write_text(one + "---\n" + one.replace("name: p", "name: q"), encoding="utf-8")
     (tmp_path / "print.yaml").write_text(one.replace(TABLE, "{type: stdout_pretty}"), encoding="utf-8")
-    ended = run_process("run", *arguments, cwd=tmp_path)
+    ended = shell.run("run", *arguments, cwd=tmp_path)
     assert ended.code == 2
     assert sentence in ended.err
 
 
-def test_logs_are_json_lines_on_stderr_when_asked_for(tmp_path: Path) -> None:
-    ticker(tmp_path, ", fail: refused")
-    ended = run_process("run", "p.yaml", "--log-format", "json", cwd=tmp_path)
+def test_logs_are_json_lines_on_stderr_when_asked_for(shell: Any, tmp_path: Path) -> None:
+    ticker(shell, tmp_path, ", fail: refused")
+    ended = shell.run("run", "p.yaml", "--log-format", "json", cwd=tmp_path)
     lines = [json.loads(line) for line in ended.err.splitlines() if line.startswith("{")]
     assert {"event", "level", "timestamp"} <= set(lines[0])
 
 
-def test_on_a_terminal_progress_is_shown_in_place_and_removed(tmp_path: Path) -> None:
-    ticker(tmp_path, ", ticks: 400")
+def test_on_a_terminal_progress_is_shown_in_place_and_removed(shell: Any, tmp_path: Path) -> None:
+    ticker(shell, tmp_path, ", ticks: 400")
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [*COMMAND, "run", "p.yaml"],
-        cwd=tmp_path,
-        env=environment(TERM="xterm", COLUMNS="100"),
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        text=True,
-    ) as process:
+    environment = shell.environment(TERM="xterm", COLUMNS="100")
+    with shell.popen("run", "p.yaml", cwd=tmp_path, env=environment, stderr=theirs) as process:
         os.close(theirs)
         shown = b""
         while True:

@@ -12,7 +12,7 @@ from conveyord.core.errors import ConfigError, RecordError
 from conveyord.engine.csv import CsvDecoder, CsvLayout
 from conveyord.engine.decoding import Decoded
 
-UTC = dt.timezone.utc
+UTC = dt.UTC
 SHARED = Path("/work/shared/data")
 AB = CsvLayout(("a", "b"))
 TEXTS = pa.schema([("a", pa.string()), ("b", pa.string())])
@@ -43,7 +43,7 @@ def column(text: str, **options: object) -> pa.Array:
         ("1.5e-05\n1e+22", pa.float64(), [1.5e-05, 1e22]),
         ("true\nfalse", pa.bool_(), [True, False]),
         ("2024-02-29", pa.date32(), [dt.date(2024, 2, 29)]),
-        ("2024-01-01T10:00:00", pa.timestamp("us"), [dt.datetime(2024, 1, 1, 10)]),  # noqa: DTZ001
+        ("2024-01-01T10:00:00", pa.timestamp("us"), [dt.datetime(2024, 1, 1, 10)]),
         ("2024-01-01 10:00:00+02:00", pa.timestamp("us", "UTC"), [dt.datetime(2024, 1, 1, 8, tzinfo=UTC)]),
     ],
 )

@@ -100,9 +100,7 @@ def test_a_byte_order_mark_is_passed_over(registry: Registry) -> None:
 def test_a_file_beyond_the_limit_is_refused_unread(tmp_path: Path, registry: Registry) -> None:
     path = tmp_path / "huge.yaml"
     path.write_bytes(b"#" * (FILE_BYTES_MAX + 1))
-    with pytest.raises(
-        DefinitionError, match=f"has {FILE_BYTES_MAX + 1} bytes, the limit is {FILE_BYTES_MAX}"
-    ):
+    with pytest.raises(DefinitionError, match=f"has {FILE_BYTES_MAX + 1} bytes, the limit is {FILE_BYTES_MAX}"):
         load_pipelines(path, registry=registry)
 
 
@@ -141,3 +139,12 @@ def test_types_are_listed_without_importing_them(registry: Registry) -> None:
 def test_a_registry_without_operators_says_how_to_install_them() -> None:
     with pytest.raises(ConfigError, match="no operators are installed"):
         Registry({}).operator("source", "file_jsonl")
+
+
+@pytest.mark.parametrize(("style", "expected"), [(">-", "SELECT a FROM t"), ("|-", "SELECT a\nFROM t")])
+def test_multi_line_text_is_folded_without_traces(registry: Registry, style: str, expected: str) -> None:
+    text = GOOD.replace(
+        "{type: sample, when: mag > 5}", f"type: sample\n      when: {style}\n        SELECT a\n        FROM t"
+    )
+    (pipeline,) = parse_pipelines(text.encode(), path="p.yaml", registry=registry)
+    assert pipeline.steps[0].options["when"] == expected

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pytest
 import trio
 
-from conveyord.core.errors import RecordError
+from conveyord.core.errors import ConfigError, RecordError
 from conveyord.core.flow.positions import Positions, Span
 from conveyord.core.flow.tally import Tally
 from conveyord.engine.contracts import OperatorContext
 from conveyord.engine.messages import Watermark
+from conveyord.operators.source_file_csv import FileCsvConfig, FileCsvSource
 from conveyord.operators.source_file_jsonl import FileJsonlConfig, FileJsonlSource
 
 SMALL_BLOCK = 64 * 1024
@@ -48,7 +49,12 @@ class Collector:
 
 
 async def read(
-    pattern: Path, *, fences: tuple[Positions, ...] = (Positions(),), out: Collector | None = None, batch_rows: int = 65_536, **context: Any
+    pattern: Path,
+    *,
+    fences: tuple[Positions, ...] = (Positions(),),
+    out: Collector | None = None,
+    batch_rows: int = 65_536,
+    **context: Any,
 ) -> Collector:
     out = out or Collector()
     config = FileJsonlConfig(path=str(pattern), block_bytes=SMALL_BLOCK, batch_rows=batch_rows)
@@ -190,3 +196,22 @@ async def test_batches_hold_at_most_batch_rows_and_each_can_be_gone_on_from(tmp_
         seen = sum(data.num_rows for data, _, _ in out.batches[: index + 1])
         rest = await read(path, fences=(before,), skip_bad=True)
         assert [row["n"] for row in rest.rows] == list(range(seen, 5_000))
+
+
+async def test_a_declared_csv_column_that_no_header_has_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,name\n1,a\n")
+    config = FileCsvConfig(path=str(tmp_path / "a.csv"), types={"nam": "string"})
+    context = OperatorContext("default/p", "source", tmp_path, trio.CapacityLimiter(2))
+    out = Collector()
+    with pytest.raises(ConfigError, match="did you mean 'name'"):
+        await FileCsvSource(config, context).run(out, fences=(Positions(),), drain=out.drain)
+
+
+async def test_csv_files_with_other_headers_are_matched_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,name\n1,a\n")
+    (tmp_path / "b.csv").write_text("name,id,more\nb,2,x\n")
+    context = OperatorContext("default/p", "source", tmp_path, trio.CapacityLimiter(2))
+    out = Collector()
+    config = FileCsvConfig(path=str(tmp_path / "*.csv"))
+    await FileCsvSource(config, context).run(out, fences=(Positions(),), drain=out.drain)
+    assert out.rows == [{"id": 1, "name": "a", "more": None}, {"id": 2, "name": "b", "more": "x"}]

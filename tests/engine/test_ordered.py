@@ -11,9 +11,7 @@ from trio.testing import MockClock
 from conveyord.engine.ordered import ordered_map
 
 
-async def numbers(
-    count: int, drawn: list[int] | None = None, fails_at: int | None = None
-) -> AsyncGenerator[int, None]:
+async def numbers(count: int, drawn: list[int] | None = None, fails_at: int | None = None) -> AsyncGenerator[int, None]:
     for number in range(count):
         if number == fails_at:
             raise ValueError("source broke")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from decimal import Context, Decimal, InvalidOperation
 from typing import Any
 
@@ -21,15 +21,14 @@ _EXACT = Context(prec=400)
 NAMES = ("a", "b", "a__long", "a__json")
 
 _TEXTS = st.sampled_from(
-    ["", "x", "1", "2024-02-29T12:00:00Z", "2023-02-29T12:00:00Z", "2024-01-01 00:00:00.5", "2024-01-01T00:00:00.1234567",
+    ["", "x", "1", "2024-02-29T12:00:00Z", "2023-02-29T12:00:00Z", "2024-01-01 00:00:00.5",
+     "2024-01-01T00:00:00.1234567",
      "2024-05-05", "2024-02-31", "2024-01-01T00:00:00+02:00", "9999-12-31T23:59:59", "ä\n", "2024-01-01T00:00:00Z\n"]
 )  # fmt: skip
 _LONGS = st.one_of(
     st.integers(-3, 3), st.sampled_from([2**53 + 1, -(2**63), 2**63 - 1, 2**31, -(2**31) - 1, 2**24 + 1])
 )
-_DOUBLES = st.sampled_from(
-    [0.0, 1.0, 2.5, -3.0, 1e300, 2.0**63, -(2.0**63), float("inf"), 0.1, 2.0**31, 2.0**53]
-)
+_DOUBLES = st.sampled_from([0.0, 1.0, 2.5, -3.0, 1e300, 2.0**63, -(2.0**63), float("inf"), 0.1, 2.0**31, 2.0**53])
 _MICROS = st.one_of(st.integers(0, 10**15), st.sampled_from([-(10**16), 0, 86_400_000_000]))
 _DAYS = st.dates(date(1, 1, 1), date(9999, 12, 31))
 
@@ -75,10 +74,15 @@ def _columns(depth: int) -> st.SearchStrategy[tuple[pa.DataType, st.SearchStrate
     structs = st.dictionaries(st.sampled_from(NAMES), inner, max_size=3).map(
         lambda fields: (
             pa.struct([pa.field(name, column[0]) for name, column in fields.items()]),
-            st.fixed_dictionaries({name: nullable(column[1]) for name, column in fields.items()}),
+            _objects({name: nullable(column[1]) for name, column in fields.items()}),
         )
     )
     return st.one_of(scalars, scalars, lists, structs, maps)
+
+
+def _objects(fields: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    """As `fixed_dictionaries`, several times faster."""
+    return st.tuples(*fields.values()).map(lambda values: dict(zip(fields, values, strict=True)))
 
 
 def nullable(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -152,7 +156,7 @@ def _canonical(text: str) -> str:
     except ValueError:  # no such day
         return text
     if moment.tzinfo is not None:
-        return f"{moment.astimezone(timezone.utc).isoformat()}"
+        return moment.astimezone(UTC).isoformat()
     return moment.isoformat()  # a date counts as its midnight
 
 

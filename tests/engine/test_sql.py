@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conveyord.core.errors import BatchError, ConfigError
+from conveyord.engine.schema import grow
 from conveyord.engine.sql import BatchQuery, readable
 
 
@@ -118,7 +119,7 @@ def test_what_can_never_run_is_the_querys_fault(query: str) -> None:
 )
 def test_what_fails_on_a_value_is_the_batchs_fault_and_leaves_the_query_usable(query: str) -> None:
     prepared = BatchQuery(query, setting="query")
-    with pytest.raises(BatchError, match="query failed on a value: (Divide by zero|Cast error)"):
+    with pytest.raises(BatchError, match=r"query failed on a value: (Divide by zero|Cast error)"):
         prepared.run(ROWS)
     assert prepared.run(batch(Id=pa.array([], pa.int64()), s=pa.array([], pa.string()))).num_rows == 0
 
@@ -161,9 +162,7 @@ ORDERED = BatchQuery("SELECT x * 2 AS y, n FROM input_data WHERE x > 0", setting
 
 def test_large_batches_come_back_whole_and_in_order() -> None:
     n = 300_000
-    result = run(
-        "SELECT n, concat('v', n) AS v FROM input_data WHERE n % 3 <> 0", batch(n=pa.array(range(n)))
-    )
+    result = run("SELECT n, concat('v', n) AS v FROM input_data WHERE n % 3 <> 0", batch(n=pa.array(range(n))))
     assert result.column("n").to_pylist() == [i for i in range(n) if i % 3]
 
 
@@ -191,7 +190,10 @@ def test_results_have_plain_types_at_any_depth() -> None:
 
 
 def test_a_recursive_query_carries_the_names_of_its_plan() -> None:
-    query = "WITH RECURSIVE r AS (SELECT min(Id) AS n FROM input_data UNION ALL SELECT n + 1 FROM r WHERE n < 3) SELECT n FROM r"
+    query = (
+        "WITH RECURSIVE r AS (SELECT min(Id) AS n FROM input_data "
+        "UNION ALL SELECT n + 1 FROM r WHERE n < 3) SELECT n FROM r"
+    )
     assert run(query, ROWS).to_pydict() == {"n": [1, 2, 3]}
 
 
@@ -206,3 +208,22 @@ def test_a_query_serves_batches_of_differing_schemas() -> None:
     query = BatchQuery("SELECT * FROM input_data", setting="query")
     for data in (ROWS, batch(x=[1.5]), batch(Id=["text"]), ROWS):
         assert query.run(data).equals(data)
+
+
+def test_computed_timestamps_are_in_microseconds_and_given_ones_stay() -> None:
+    data = batch(ns=pa.array([1_001], pa.timestamp("ns")), Id=[1])
+    result = run("SELECT ns, now() AS at, to_timestamp(Id) AS t, row_number() OVER () AS n FROM input_data", data)
+    assert result.column("ns").equals(data.column("ns"))
+    assert result.schema.field("at").type.unit == result.schema.field("t").type.unit == "us"
+    schema, _ = grow(pa.schema([]), result.select(["at", "t", "n"]))
+    assert schema.names == ["at", "t", "n"]
+    assert schema.field("n").type == pa.int64()
+
+
+def test_nothing_of_a_batch_is_held_after_its_turn() -> None:
+    query = BatchQuery("SELECT Id + 1 AS n FROM input_data", setting="query")
+    query.run(ROWS)
+    pool = pa.default_memory_pool()
+    before = pool.bytes_allocated()
+    query.run(batch(Id=pa.array(range(200_000))))
+    assert pool.bytes_allocated() - before < 100_000

@@ -115,7 +115,9 @@ def test_a_rolled_back_table_is_refused_at_open_and_at_commit(tmp_path: Path) ->
         Run(tmp_path).open()
 
 
-def test_a_rollback_to_before_the_first_batch_is_noticed_although_no_own_snapshot_is_left(tmp_path: Path) -> None:
+def test_a_rollback_to_before_the_first_batch_is_noticed_although_no_own_snapshot_is_left(
+    tmp_path: Path,
+) -> None:
     catalog = open_embedded(tmp_path)
     catalog.create_namespace("ns")
     catalog.create_table(NAME, SCHEMA, properties={"format-version": "2"})
@@ -202,7 +204,8 @@ def test_foreign_appends_at_every_commit_do_not_stop_progress(tmp_path: Path) ->
         run.commit_next()
     expected = sorted(value for value in foreign if value is not None)
     assert offsets(load(tmp_path)) == expected + list(range(run.committer.fence.rows))
-    assert run.waits and max(run.waits) <= 1.0
+    assert run.waits
+    assert max(run.waits) <= 1.0
 
 
 def test_many_finished_files_leave_the_property_small_and_survive_a_restart(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from conveyord.storage.files import BlockReader, discover, head_of, line_number,
 LINES = b"".join(b'{"n":%d}\n' % n for n in range(5000))
 
 
-def line_boundary(buffer: bytes) -> int:
+def line_boundary(buffer: bytearray) -> int:
     return buffer.rfind(b"\n") + 1
 
 

@@ -31,7 +31,10 @@ SCHEMA = pa.schema([pa.field("id", pa.int64())])
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
     opened = load_catalog(
-        "plain", type="sql", uri=f"sqlite:///{tmp_path / 'plain.db'}", warehouse=f"file://{tmp_path}/warehouse"
+        "plain",
+        type="sql",
+        uri=f"sqlite:///{tmp_path / 'plain.db'}",
+        warehouse=f"file://{tmp_path}/warehouse",
     )
     opened.create_namespace("ns")
     return opened
@@ -86,7 +89,9 @@ def test_commit_table_itself_never_repeats_whatever_the_property_says(catalog: C
         catalog.commit_table(stale, (requirement,), snapshot_updates(stale, snapshot_id=7))
 
 
-def test_added_files_are_filed_under_the_present_spec_whatever_they_were_written_for(catalog: Catalog) -> None:
+def test_added_files_are_filed_under_the_present_spec_whatever_they_were_written_for(
+    catalog: Catalog,
+) -> None:
     """Files partitioned by bucket(4) and committed under bucket(64): the scan is right, look-ups lose rows."""
     table = create(catalog)
     with table.update_spec() as update:
@@ -151,7 +156,7 @@ def test_expiry_removes_snapshots_and_leaves_every_file(catalog: Catalog) -> Non
     table.append(rows(1))
     table.overwrite(rows(2))
     root = Path(table.location().removeprefix("file://"))
-    before = {path for path in root.rglob("*.parquet")} | set(root.rglob("snap-*.avro"))
+    before = set(root.rglob("*.parquet")) | set(root.rglob("snap-*.avro"))
     expiring = table.maintenance.expire_snapshots()
     current = table.metadata.current_snapshot_id
     expiring.by_ids([s.snapshot_id for s in table.metadata.snapshots if s.snapshot_id != current]).commit()
@@ -187,9 +192,7 @@ def synced_files(monkeypatch: pytest.MonkeyPatch, work: Any) -> set[str]:
     return synced
 
 
-def test_plain_pyiceberg_syncs_nothing_of_a_local_warehouse(
-    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plain_pyiceberg_syncs_nothing_of_a_local_warehouse(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     assert synced_files(monkeypatch, lambda: create(catalog).append(rows(1))) == set()
 
 
@@ -210,7 +213,10 @@ def test_through_our_file_io_every_file_and_its_directories_are_synced(
 
 
 def test_long_to_double_is_no_promotion(catalog: Catalog) -> None:
-    with pytest.raises(Exception, match="Cannot change column type"), create(catalog).update_schema() as update:
+    with (
+        pytest.raises(Exception, match="Cannot change column type"),
+        create(catalog).update_schema() as update,
+    ):
         update.update_column("id", DoubleType())
 
 
@@ -224,7 +230,7 @@ def test_int_to_long_is_a_promotion(catalog: Catalog) -> None:
 
 @pytest.mark.parametrize("kind", [pa.null(), pa.timestamp("ns")])
 def test_null_and_nanosecond_columns_are_refused_by_a_version_2_table(catalog: Catalog, kind: pa.DataType) -> None:
-    with pytest.raises(Exception, match="(?i)null|unsupported|nanosecond"):
+    with pytest.raises(Exception, match=r"(?i)null|unsupported|nanosecond"):
         catalog.create_table("ns.t", pa.schema([pa.field("x", kind)]), properties={"format-version": "2"})
 
 

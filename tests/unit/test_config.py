@@ -97,19 +97,21 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_secrets_are_resolved_at_use_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "key").write_text("from-file\n", encoding="utf-8")
     (tmp_path / "c.toml").write_text(
-        '[catalogs.prod]\nuri = "https://x"\ntoken = "env:TOKEN"\npassword = "literal"\n'
-        f'key = "file:{tmp_path}/key"\n',
+        f'[catalogs.prod]\nuri = "https://x"\ntoken = "env:TOKEN"\npassword = "literal"\nkey = "file:{tmp_path}/key"\n',
         encoding="utf-8",
     )
     config = load_config(tmp_path / "c.toml")
-    with pytest.raises(
-        ConfigError, match=r"catalogs\.prod\.token refers to the environment variable 'TOKEN'"
-    ):
+    with pytest.raises(ConfigError, match=r"catalogs\.prod\.token refers to the environment variable 'TOKEN'"):
         config.resolved_catalogs()
     monkeypatch.setenv("TOKEN", "from-env")
     resolved = config.resolved_catalogs()["prod"]
     assert resolved == {"uri": "https://x", "token": "from-env", "key": "from-file", "password": "literal"}
     assert "literal" not in f"{config!r} {config} {config.model_dump_json()}"
+
+
+def test_a_file_uri_is_no_reference(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('[catalogs.prod]\nwarehouse = "file:///srv/lake"\n', encoding="utf-8")
+    assert load_config(tmp_path / "c.toml").resolved_catalogs() == {"prod": {"warehouse": "file:///srv/lake"}}
 
 
 def test_a_secret_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -79,9 +79,7 @@ def test_a_spec_that_cannot_run_is_refused(change: dict[str, Any]) -> None:
         PipelineSpec.model_validate(manifest(**change))
 
 
-@pytest.mark.parametrize(
-    "name", ["", "a b", "a/b", ".a", "a-", "é", "a\n", "x" * (NAME_CHARS_MAX + 1), "../a"]
-)
+@pytest.mark.parametrize("name", ["", "a b", "a/b", ".a", "a-", "é", "a\n", "x" * (NAME_CHARS_MAX + 1), "../a"])
 def test_a_name_that_could_not_be_a_key_or_a_file_is_refused(name: str) -> None:
     with pytest.raises(ValidationError):
         PipelineSpec.model_validate({**manifest(), "metadata": {"name": name}})

@@ -35,9 +35,7 @@ def _check_name(name: str) -> str:
     if len(name) > NAME_CHARS_MAX:
         raise ValueError(f"a name has at most {NAME_CHARS_MAX} characters, this one has {len(name)}")
     if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"not a name: {name!r}; use letters, digits, '.', '_' and '-', a letter or digit at both ends"
-        )
+        raise ValueError(f"not a name: {name!r}; use letters, digits, '.', '_' and '-', a letter or digit at both ends")
     return name
 
 
@@ -59,9 +57,7 @@ class Metadata(_Model):
 
 def _refuse_reference(value: object) -> object:
     if isinstance(value, str):
-        raise ValueError(
-            f"naming a resource ({value!r}) is not supported yet; write the stage inline, with its type"
-        )
+        raise ValueError(f"naming a resource ({value!r}) is not supported yet; write the stage inline, with its type")
     return value
 
 

@@ -98,23 +98,27 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
+    """The append was applied as this snapshot."""
+
     snapshot_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
+    """A call to the catalog did not succeed, and what that means."""
+
     outcome: Outcome
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Waited:
-    pass
+    """The wait is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    pass
+    """What had to be remembered about the landing is."""
 
 
 Event = View | Appended | Failed | Waited | Recorded
@@ -122,21 +126,27 @@ Event = View | Appended | Failed | Waited | Recorded
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    pass
+    """Read the table: answer with a `View` or `Failed`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Append:
+    """Append the batch to exactly this view: answer with `Appended` or `Failed`."""
+
     view: View
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
+    """Let this much time pass: answer with `Waited`."""
+
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
+    """Remember that batch `n` landed, in this snapshot if it is known: answer with `Recorded`."""
+
     n: int
     snapshot_id: int | None
 
@@ -178,17 +188,17 @@ def rolled_back(view: View) -> str | None:
     assert fence is not None
     if view.own_batch is not None and view.own_batch != fence.n:
         return f"its fence says batch {fence.n}, its newest snapshot of this pipeline says {view.own_batch}"
-    if view.own_batch is None and fence.n > 0:
-        if view.oldest_sequence is None or view.oldest_sequence < fence.sequence:
-            return f"its fence says batch {fence.n}, its history was set back to before that batch"
+    reaches_below = view.oldest_sequence is None or view.oldest_sequence < fence.sequence
+    if view.own_batch is None and fence.n > 0 and reaches_below:
+        return f"its fence says batch {fence.n}, its history was set back to before that batch"
     return None
 
 
 def retries_sentence(retries: int) -> str:
     """Why a table that repeats commits by itself is not written to, and what to do."""
     return (
-        f"its property commit.retry.num-retries is {retries} and must be 0, because a commit that pyiceberg repeats "
-        "by itself can add rows twice. Set it to 0 and run again"
+        f"its property commit.retry.num-retries is {retries} and must be 0, because a commit that pyiceberg"
+        " repeats by itself can add rows twice. Set it to 0 and run again"
     )
 
 
@@ -236,8 +246,8 @@ class CommitMachine:
         batch, fence = self._batch, view.fence
         if view.uuid != batch.uuid:
             return self._halt(
-                "it was dropped and created again while the batch was written. Run the pipeline again to fill "
-                "the new table from its own fence, or restore the old one"
+                "it was dropped and created again while the batch was written. Run the pipeline again to fill"
+                " the new table from its own fence, or restore the old one"
             )
         self._in_doubt &= {view.head}
         if fence is None:
@@ -252,7 +262,9 @@ class CommitMachine:
         if not fence.same_batch(batch.base):
             return self._halt_behind(fence)
         if self._full is not None:
-            return Halted("STORAGE_FULL", f"table {batch.table}: {self._full}. {self._doubt(FULL_REMEDY)}")
+            return Halted(
+                "STORAGE_FULL", f"table {batch.table}: {self._full}. {FULL_IN_DOUBT if self._in_doubt else FULL_REMEDY}"
+            )
         if view.retries != 0:
             return self._halt(retries_sentence(view.retries))
         if view.spec_id != batch.spec_id:
@@ -285,11 +297,13 @@ class CommitMachine:
                 self._full = reason
                 return Load()
             case Outcome.FULL | Outcome.FULL_LATE:
-                return Halted("STORAGE_FULL", f"table {table}: {reason}. {self._doubt(FULL_REMEDY)}")
+                return Halted(
+                    "STORAGE_FULL", f"table {table}: {reason}. {FULL_IN_DOUBT if self._in_doubt else FULL_REMEDY}"
+                )
             case Outcome.GONE:
                 return self._halt(
-                    f"it is no longer in the catalog ({reason}). Restore it, or run the pipeline again to create "
-                    "and fill a new one"
+                    f"it is no longer in the catalog ({reason}). Restore it, or run the pipeline again to"
+                    " create and fill a new one"
                 )
             case Outcome.DENIED:
                 return Halted(
@@ -311,8 +325,8 @@ class CommitMachine:
         ours = self._batch.next.n
         if fence.n >= self._batch.base.n:
             return self._halt(
-                f"another run of {self._batch.pipeline} has committed batch {fence.n} while this one prepared "
-                f"batch {ours}, so this run stops. Keep only one run per pipeline; nothing was written twice"
+                f"another run of {self._batch.pipeline} has committed batch {fence.n} while this one prepared"
+                f" batch {ours}, so this run stops. Keep only one run per pipeline; nothing was written twice"
             )
         return self._halt(f"its fence went back from batch {self._batch.base.n} to {fence.n}. {ROLLBACK_REMEDY}")
 
@@ -323,8 +337,8 @@ class CommitMachine:
             code, ending = "UNAVAILABLE", "It was not applied"
         return Halted(
             code,
-            f"table {self._batch.table}: commit {self._batch.next.n} {why}. {ending}; run the pipeline again once "
-            "the catalog answers, it goes on from the fence that it finds in the table",
+            f"table {self._batch.table}: commit {self._batch.next.n} {why}. {ending}; run the pipeline again"
+            " once the catalog answers, it goes on from the fence that it finds in the table",
         )
 
     def _doubt(self, otherwise: str) -> str:
@@ -332,7 +346,8 @@ class CommitMachine:
 
 
 ROLLBACK_REMEDY = (
-    "Somebody rolled it back or restored it. Roll forward to the newest snapshot, or remove the fence property and "
-    "run with adopt, which reads the source from its beginning"
+    "Somebody rolled it back or restored it. Roll forward to the newest snapshot, or remove the fence"
+    " property and run with adopt, which reads the source from its beginning"
 )
 FULL_REMEDY = "Free space or make it writable and run again; nothing was committed"
+FULL_IN_DOUBT = "Free space or make it writable and run again; whether the batch landed, the fence will tell"

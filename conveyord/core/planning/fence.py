@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 from conveyord.core.errors import Corrupt
 from conveyord.core.flow.positions import Partition, Position, Positions, Span
@@ -61,7 +61,7 @@ class Fence:
     inline: Positions = field(default_factory=Positions)
     archived: Positions = field(default_factory=Positions)
     archive: ArchiveRef | None = None
-    tally: Tally = Tally()
+    tally: Tally = field(default_factory=Tally)
     rows: int = 0
     writer: str = ""
     sequence: int = 0
@@ -89,9 +89,7 @@ class Fence:
             if known is not None and span.first != known.offset:
                 raise ValueError(f"{span.partition}: span starts at {span.first}, fence is at {known.offset}")
             moved[span.partition] = span.position
-        return replace(
-            self, n=self.n + 1, inline=Positions(moved), tally=self.tally + tally, rows=self.rows + rows
-        )
+        return replace(self, n=self.n + 1, inline=Positions(moved), tally=self.tally + tally, rows=self.rows + rows)
 
     def same_batch(self, other: Fence) -> bool:
         """Whether both are the fence of one batch by one writer, wherever and whenever it landed."""
@@ -123,8 +121,8 @@ class Fence:
         assert self.archive is not None
         if hashlib.sha256(body).hexdigest() != self.archive.sha256:
             raise Corrupt(
-                f"fence archive {self.archive.location}: {len(body)} bytes do not have the digest that the fence "
-                "names; restore the file from a backup of the warehouse, positions cannot be made up"
+                f"fence archive {self.archive.location}: {len(body)} bytes do not have the digest that the"
+                " fence names; restore the file from a backup of the warehouse, positions cannot be made up"
             )
         archived = decode_archive(body, where=self.archive.location)
         if len(archived) != self.archive.count:
@@ -226,4 +224,4 @@ def _count(value: Any) -> int:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is not text")
-    return cast(str, value)
+    return value

@@ -104,7 +104,7 @@ class CsvDecoder:
             raise RecordError("header", f"{limit}; this is no CSV file with lines", code="MALFORMED_RECORD")
         return body, len(body)
 
-    def boundary(self, buffer: bytes) -> int:
+    def boundary(self, buffer: bytes | bytearray) -> int:
         """See `BlockDecoder.boundary`. Line ends within quoted cells are none."""
         return self._scanner.boundary(buffer)
 

@@ -52,14 +52,16 @@ class Scanner:
         self._quote = quote
         self._ends = (delimiter, b"\r", b"\n")
         d, q = re.escape(delimiter), re.escape(quote or b'"')
-        cell = rb"%b(?:[^%b]++|%b%b)*+%b" % (q, q, q, q, q)
-        on_a_line = rb"(?<![^%b\n])%b(?:[^%b\n]++|%b%b)*+%b(?![^%b\r\n])" % (d, q, q, q, q, q, d)
+        cell = rb"%b[^%b]*+(?:%b%b[^%b]*+)*+%b" % (q, q, q, q, q, q)
+        on_a_line = rb"(?<![^%b\n])%b[^%b\n]*+(?:%b%b[^%b\n]*+)*+%b" % (d, q, q, q, q, q, q)
+        followed = rb"(?:(?=[%b\r\n])|\Z)" % d
         stray = rb"(?<=[^%b\n])%b" % (d, q)
-        self._ordinary = re.compile(rb"(?:[^%b]++|%b|%b)*+" % (q, on_a_line, stray))
+        passed = rb"(?:[^%b]*+(?:%b%b|%b))*+[^%b]*+" % (q, on_a_line, followed, stray, q)
+        self._ordinary = re.compile(passed)
         self._quoted = re.compile(cell)
         self._plain = re.compile(rb"[^%b]*+" % d)
 
-    def quoting(self, buffer: bytes) -> Quoting:
+    def quoting(self, buffer: bytes | bytearray) -> Quoting:
         """Look at every quoted cell of `buffer`, which starts at a record."""
         if self._quote is None or self._quote not in buffer:
             return Quoting()
@@ -83,11 +85,11 @@ class Scanner:
             at = self._pass_ordinary(buffer, end)
         return Quoting(tuple(hidden), tuple(junk))
 
-    def _pass_ordinary(self, buffer: bytes, at: int) -> int:
+    def _pass_ordinary(self, buffer: bytes | bytearray, at: int) -> int:
         found = self._ordinary.match(buffer, at)
         return found.end() if found else at
 
-    def boundary(self, buffer: bytes) -> int:
+    def boundary(self, buffer: bytes | bytearray) -> int:
         """The end of the last whole record in `buffer`, which starts at a record; 0 if there is none."""
         quoting = self.quoting(buffer)
         end = len(buffer) if quoting.open_at is None else quoting.open_at
@@ -98,7 +100,7 @@ class Scanner:
             end = first
         return 0
 
-    def first_end(self, buffer: bytes) -> int:
+    def first_end(self, buffer: bytes | bytearray) -> int:
         """Where the line end of the first record of `buffer` stands; -1 if it has none."""
         quoting = self.quoting(buffer)
         hidden = set(_newlines(buffer, quoting))
@@ -147,7 +149,7 @@ class Scanner:
                 return cells
 
 
-def _newlines(block: bytes, quoting: Quoting) -> Iterator[int]:
+def _newlines(block: bytes | bytearray, quoting: Quoting) -> Iterator[int]:
     """The line ends that stand within quoted cells."""
     ranges = list(quoting.hidden)
     if quoting.open_at is not None:

@@ -44,5 +44,3 @@ def batch_of(rows: pa.StructArray, schema: pa.Schema) -> pa.RecordBatch:
 def concat(pieces: list[pa.StructArray]) -> pa.StructArray:
     """One array of all pieces, which have the same type. At least one piece."""
     return pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
-
-

@@ -24,22 +24,20 @@ class JsonLinesDecoder:
     def begin(self, head: bytes) -> tuple[int, None]:
         """Pass over a UTF-8 byte order mark. Raises RecordError for a file in UTF-16 or UTF-32."""
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
-            raise RecordError(
-                "byte 0", "the file is UTF-16 or UTF-32 text; convert it to UTF-8", code="INVALID_UTF8"
-            )
+            raise RecordError("byte 0", "the file is UTF-16 or UTF-32 text; convert it to UTF-8", code="INVALID_UTF8")
         return (len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0), None
 
-    def boundary(self, buffer: bytes) -> int:
+    def boundary(self, buffer: bytes | bytearray) -> int:
         """One past the last line end in `buffer`; 0 if there is none."""
         return buffer.rfind(b"\n") + 1
 
-    def infer(self, sample: bytes, layout: None) -> pa.Schema:
+    def infer(self, sample: bytes, layout: None) -> pa.Schema:  # noqa: ARG002 - the protocol's
         """The schema of the first `SAMPLE_BYTES` of whole lines. Bad records are passed over."""
         if len(sample) > SAMPLE_BYTES:
             sample = sample[: sample.rfind(b"\n", 0, SAMPLE_BYTES) + 1] or sample
         return infer_schema(sample)
 
-    def decode(self, block: bytes, schema: pa.Schema, layout: None) -> Decoded:
+    def decode(self, block: bytes, schema: pa.Schema, layout: None) -> Decoded:  # noqa: ARG002 - likewise
         """Decode whole lines under `schema`, grown by what it lacks."""
         shape = shape_of_schema(schema)
         pieces, _ = read_range(

@@ -6,6 +6,7 @@ It defines what the decoder means. The bulk paths must give the same or stand as
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,8 +19,10 @@ from conveyord.engine.json.shape import Shape, type_of_shape
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of lines, decoded. rows: one struct per good record. bad: offsets count from the block's start,
-    rows from the piece's."""
+    """A run of lines, decoded.
+
+    rows: one struct per good record. bad: offsets count from the block's start, rows from the piece's.
+    """
 
     rows: pa.StructArray
     bad: tuple[BadRecord, ...] = ()
@@ -27,8 +30,8 @@ class Piece:
 
 def decode_exact(block: bytes, shape: Shape, *, first: int, end: int) -> Piece:
     """Decode the whole lines `block[first:end]`, growing `shape` by what does not fit it."""
-    rows = []
-    bad = []
+    rows: list[dict[str, Any]] = []
+    bad: list[BadRecord] = []
     for offset, line in records(block, first, end):
         try:
             record = parse_record(line)

@@ -23,7 +23,8 @@ def records(block: bytes, first: int, end: int) -> Iterator[tuple[int, bytes]]:
 def record_starts(block: bytes) -> pa.Int64Array:
     """The offset of each line of `block` that is not blank."""
     view = np.frombuffer(block, np.uint8)
-    starts = np.concatenate(([0], line_ends(view) + 1)).astype(np.int64)
+    starts = np.concatenate([np.zeros(1, np.int64), *_line_ends(view)])
+    starts[1:] += 1
     starts = starts[starts < len(block)]
     # Nearly every record opens with a brace; only the other lines are worth a look of their own.
     odd = np.flatnonzero(view[starts] != _BRACE)
@@ -37,32 +38,35 @@ def lines_are_objects(lines: bytes) -> int | None:
     If so, no JSON object runs over a line end: inside an object `}` is never followed by `{`, and a
     string cannot hold a raw line end. What is not shown is that a line holds only one object.
     """
-    if not lines.startswith(b"{") or not lines.rstrip(b"\r\n").endswith(b"}") or b"\0" in lines:
+    if not lines.startswith(b"{") or not lines.endswith((b"}", b"}\n", b"}\r\n")) or b"\0" in lines:
         return None
     view = np.frombuffer(lines, np.uint8)
-    ends = line_ends(view)
-    if lines.endswith(b"\n"):
-        ends = ends[:-1]
-    if not len(ends):
-        return 1
-    # Either every line ends in CRLF or none does; a mixture goes the exact way.
-    back = 2 if view[ends[0] - 1] == _RETURN else 1
-    whole = (view[ends - back] == _CLOSE) & (view[ends + 1] == _BRACE)
-    if back == 2:
-        whole &= view[ends - 1] == _RETURN
-    return len(ends) + 1 if whole.all() else None
+    inner = view[:-1] if lines.endswith(b"\n") else view
+    count = 1
+    back = 0
+    for ends in _line_ends(inner):
+        if not len(ends):
+            continue
+        # Either every line ends in CRLF or none does; a mixture goes the exact way.
+        back = back or (2 if view[ends[0] - 1] == _RETURN else 1)
+        whole = (view[ends - back] == _CLOSE) & (view[ends + 1] == _BRACE)
+        if back == 2:
+            whole &= view[ends - 1] == _RETURN
+        if not whole.all():
+            return None
+        count += len(ends)
+    return count
 
 
-def line_ends(view: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Where the line ends of `view` stand."""
-    # Eight bytes at a time: numpy looks for nonzero elements one by one, and most words have no line end.
-    marks = np.zeros(-(-len(view) // 8) * 8, np.bool_)
-    np.equal(view, _NEWLINE, out=marks[: len(view)])
-    words = np.flatnonzero(marks.view(np.uint64))
-    rows, columns = np.nonzero(marks.reshape(-1, 8)[words])
-    return words[rows] * 8 + columns
+def _line_ends(view: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.int64]]:
+    """Where the line ends of `view` stand, a stride at a time, so that what is near them is in the cache."""
+    marks = np.empty(_STRIDE_BYTES, np.bool_)
+    for first in range(0, len(view), _STRIDE_BYTES):
+        stride = view[first : first + _STRIDE_BYTES]
+        yield np.flatnonzero(np.equal(stride, _NEWLINE, out=marks[: len(stride)])) + first
 
 
+_STRIDE_BYTES = 128 * 1024  # stays in the second-level cache with its marks
 _NEWLINE, _RETURN, _BRACE, _CLOSE = b"\n\r{}"
 
 

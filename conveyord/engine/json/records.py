@@ -130,11 +130,7 @@ def _depth(value: Any) -> int:
     depth, layer = 0, [value]
     while layer := [item for item in layer if isinstance(item, dict | list)]:
         depth += 1
-        layer = [
-            child
-            for item in layer
-            for child in (item.values() if isinstance(item, dict) else item)
-        ]
+        layer = [child for item in layer for child in (item.values() if isinstance(item, dict) else item)]
     return depth
 
 

@@ -87,7 +87,9 @@ def type_of_shape(shape: Shape) -> pa.DataType:
         return given if given is not None and fields == list(given) else pa.struct(fields)
     if shape.kind is Kind.LIST:
         element = type_of_shape(shape.items)
-        return given if given is not None and given.value_type == element else pa.list_(element)
+        if given is None:
+            return pa.list_(element)
+        return given if given.value_type == element else pa.list_(given.value_field.with_type(element))
     if shape.kind is Kind.OTHER:
         assert given is not None
         return given

@@ -43,8 +43,8 @@ def decode_strict(lines: bytes, shape: Shape) -> pa.StructArray | None:
         return None
     if table.num_rows != count:
         return None
-    rows = table.to_struct_array().combine_chunks()
-    rows = rows.chunk(0) if isinstance(rows, pa.ChunkedArray) else rows
+    # Lines that were read as one block make one chunk; combining it would copy it.
+    rows = table.to_struct_array().chunk(0)
     if not lines.isascii() and not _is_valid_text(rows):
         return None
     return finish(rows, shape)

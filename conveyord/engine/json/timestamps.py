@@ -18,9 +18,7 @@ _NAIVE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,
 _ZONE = r"(?:Z|[+-][0-9]{2}:[0-9]{2})"
 # \A and \z for whole values: `$` would let a trailing line end through.
 _COLUMN_PATTERNS = {False: rf"\A{_NAIVE}\z", True: rf"\A{_NAIVE}{_ZONE}\z"}
-_VALUE = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?(Z|([+-])(\d\d):(\d\d))?", re.ASCII
-)
+_VALUE = re.compile(r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?(Z|([+-])(\d\d):(\d\d))?", re.ASCII)
 _SECONDS_LENGTH = len("YYYY-MM-DDTHH:MM:SS")
 _FRACTION_LENGTHS = (_SECONDS_LENGTH + 2, _SECONDS_LENGTH + 7)
 _EPOCH_DAY = date(1970, 1, 1).toordinal()

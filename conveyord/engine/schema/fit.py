@@ -24,8 +24,8 @@ def fit(batch: pa.RecordBatch, target: pa.Schema) -> pa.RecordBatch:
     Raises: BatchError if a value has no column to go to, or a required column would be null.
         ConfigError if a schema names a field twice.
     """
-    if batch.schema.equals(target):
-        return pa.RecordBatch.from_arrays(batch.columns, schema=target) if len(target) else batch
+    if batch.schema.equals(target, check_metadata=True):
+        return batch
     columns = fit_columns(list(batch.schema), batch.columns, list(target), batch.num_rows)
     if not columns:
         return batch.select([])
@@ -33,9 +33,17 @@ def fit(batch: pa.RecordBatch, target: pa.Schema) -> pa.RecordBatch:
 
 
 def fit_columns(
-    fields: list[pa.Field], arrays: list[pa.Array], target: list[pa.Field], length: int
+    fields: list[pa.Field],
+    arrays: list[pa.Array],
+    target: list[pa.Field],
+    length: int,
+    *,
+    within_nulls: bool = False,
 ) -> list[pa.Array]:
-    """`fit` for the columns of a batch or of a struct: `arrays` under `fields`, to those of `target`."""
+    """`fit` for the columns of a batch or of a struct: `arrays` under `fields`, to those of `target`.
+
+    within_nulls: the columns stand in a struct that is null in places, where required ones are null too.
+    """
     wanted = fields_by_name(target)
     fields_by_name(fields)
     columns: dict[str, pa.Array] = {}
@@ -60,6 +68,11 @@ def fit_columns(
     for name, held in wanted.items():
         if name not in columns:
             columns[name] = pa.nulls(length, held.type)
+        if not held.nullable and not within_nulls and columns[name].null_count:
+            raise BatchError(
+                f"column {name!r} is required, and a row of this batch has no {type_word(held.type)} value for it; "
+                "fill it in a transform, or make the table's column optional"
+            )
     return [columns[name] for name in wanted]
 
 
@@ -113,6 +126,8 @@ def _decoded(array: pa.Array) -> pa.Array:
             array = pc.run_end_decode(array)
         elif isinstance(array.type, pa.BaseExtensionType):
             array = array.storage
+        elif pt.is_string_view(array.type) or pt.is_binary_view(array.type):
+            array = array.cast(plain_type(array.type))  # Arrow 26 has no if_else for views
         else:
             return array
 
@@ -141,7 +156,8 @@ def _convert(array: pa.Array, target: pa.DataType) -> Converted:
 def _convert_structs(array: pa.Array, target: pa.DataType) -> pa.Array:
     fields = list(array.type)
     children = array.flatten() if fields else []
-    columns = fit_columns(fields, children, list(target), len(array))
+    within_nulls = array.null_count > 0
+    columns = fit_columns(fields, children, list(target), len(array), within_nulls=within_nulls)
     if not columns:
         return pa.array([None if null else {} for null in array.is_null().to_pylist()], target)
     return pa.StructArray.from_arrays(columns, fields=list(target), mask=array.is_null())

@@ -54,9 +54,7 @@ def _needed_fields(
     return needed
 
 
-def _needed_type(
-    full: pa.DataType, column: pa.Array, target: pa.DataType, incoming: list[pa.DataType]
-) -> pa.DataType:
+def _needed_type(full: pa.DataType, column: pa.Array, target: pa.DataType, incoming: list[pa.DataType]) -> pa.DataType:
     """`full` without the nested siblings that neither side has and no value needs.
 
     incoming: the types of all fields whose values may stand in this column.
@@ -73,4 +71,9 @@ def _needed_type(
         element = _needed_type(full.value_type, Elements.of(column).values, held_element, own_elements)
         field = full.value_field.with_type(element)
         return pa.list_(field) if pt.is_list(full) else pa.large_list(field)
+    if pt.is_map(full):
+        held_item = target.item_type if pt.is_map(target) else pa.null()
+        own_items = [bare_type(kind.item_type) for kind in incoming if pt.is_map(kind)]
+        item = _needed_type(full.item_type, Elements.of(column).values.field("value"), held_item, own_items)
+        return pa.map_(full.key_field, full.item_field.with_type(item))
     return full

@@ -72,7 +72,7 @@ def merge_type(target: pa.DataType, incoming: pa.DataType) -> tuple[pa.DataType,
         return target, True
     if pt.is_null(target):
         plain = plain_type(incoming)
-        return plain, pt.is_null(plain) or merge_type(plain, incoming)[1]
+        return (plain, True) if pt.is_null(plain) else merge_type(plain, incoming)
     if pt.is_struct(target) and pt.is_struct(incoming):
         return pa.struct(merge_fields(target, incoming)), True
     if (pt.is_list(target) or pt.is_large_list(target)) and is_list(incoming):
@@ -105,7 +105,10 @@ def _reserve_siblings(fields: dict[str, pa.Field], claimed: set[str], misfit: pa
     goes on after them.
     """
     typed = typed_sibling_name(misfit.name, misfit.type)
-    if typed in fields or not pt.is_null(plain_type(misfit.type)):
+    plain = plain_type(misfit.type)
+    # What does not fit a column does not fit a sibling of the same type either.
+    useful = not pt.is_null(plain) and not plain.equals(fields[misfit.name].type)
+    if typed in fields or useful:
         total = _join_into(fields, typed, misfit.type)
         if total and typed not in claimed:
             claimed.add(typed)

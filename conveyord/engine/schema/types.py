@@ -18,10 +18,7 @@ def is_text(kind: pa.DataType) -> bool:
 def is_bytes(kind: pa.DataType) -> bool:
     """Any of Arrow's binary layouts, fixed length included."""
     return bool(
-        pt.is_binary(kind)
-        or pt.is_large_binary(kind)
-        or pt.is_binary_view(kind)
-        or pt.is_fixed_size_binary(kind)
+        pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind) or pt.is_fixed_size_binary(kind)
     )
 
 
@@ -68,7 +65,8 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         return pa.null() if pt.is_null(element) else pa.list_(element)
     if pt.is_map(kind):
         key, item = plain_type(kind.key_type), plain_type(kind.item_type)
-        return pa.null() if pt.is_null(key) or pt.is_null(item) else pa.map_(key, item)
+        # Keys are information even while all items are null; text takes whatever items will come.
+        return pa.null() if pt.is_null(key) else pa.map_(key, pa.string() if pt.is_null(item) else item)
     if pt.is_decimal(kind):
         return _plain_decimal(kind)
     if pt.is_timestamp(kind):

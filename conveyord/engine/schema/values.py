@@ -14,7 +14,8 @@ Converted = tuple[pa.Array, pa.Array | None]
 
 MICROS_PER_DAY = 86_400_000_000
 TICKS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-LONG_MIN, LONG_MAX = -(1 << 63), (1 << 63) - 1
+LONG_MAX = (1 << 63) - 1
+FIRST_MICROS = -62_135_510_400_000_000  # a day into year 1, as engine/json/timestamps.py has it
 
 _DATE = r"\A[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 _CLOCK = r"[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?"
@@ -148,27 +149,32 @@ def _ticks_to_unit(array: pa.Array, unit: str, target: pa.DataType) -> Converted
 def _times_from_text(array: pa.Array, target: pa.DataType) -> Converted:
     """ISO 8601 date-times to the microsecond, with an offset exactly if `target` is an instant.
 
-    Only the instant of an offset is kept. Leap seconds and finer fractions stay text.
+    Only the instant of an offset is kept. Leap seconds, finer fractions and years before 1 stay text.
     """
-    array = array.cast(pa.string())
     shape = _DATE + _CLOCK + ("" if target.tz is None else _OFFSET) + r"\z"
-    fits = pc.and_(pc.match_substring_regex(array, shape), _day_exists(array, shape))
-    zone = None if target.tz is None else "UTC"
-    exact = _where(array, fits).cast(pa.timestamp("us", zone))
+    exact = _parsed(array, shape, pa.timestamp("us", None if target.tz is None else "UTC"))
+    exact = _where(exact, pc.greater_equal(exact.cast(pa.int64()), FIRST_MICROS))
     moved = _ticks_to_unit(exact, "us", target)[0]
     return moved, misfits(array, moved.is_valid())
 
 
 def _dates_from_text(array: pa.Array, target: pa.DataType) -> Converted:
+    moved = _parsed(array, _DATE + r"\z", target)
+    return moved, misfits(array, moved.is_valid())
+
+
+def _parsed(array: pa.Array, shape: str, target: pa.DataType) -> pa.Array:
+    """The texts of the given shape under `target`, null for those that name no day of the calendar."""
     array = array.cast(pa.string())
-    shape = _DATE + r"\z"
-    fits = pc.and_(pc.match_substring_regex(array, shape), _day_exists(array, shape))
-    return _where(array, fits).cast(target), misfits(array, fits)
-
-
-def _day_exists(array: pa.Array, shape: str) -> pa.Array:
-    """Whether a text of the given shape names a day of the calendar: not the 30th of February."""
     array = _where(array, pc.match_substring_regex(array, shape))
+    try:
+        return array.cast(target)
+    except pa.ArrowInvalid:  # right in shape, but there is a 30th of February
+        return _where(array, _day_exists(array)).cast(target)
+
+
+def _day_exists(array: pa.Array) -> pa.Array:
+    """Whether the day counted on from the first of its month is written as it was."""
     day = pc.utf8_slice_codeunits(array, 0, 10)
     first = pc.binary_join_element_wise(pc.utf8_slice_codeunits(day, 0, 8), "01", "").cast(pa.date32())
     ahead = pc.subtract(pc.utf8_slice_codeunits(day, 8, 10).cast(pa.int32()), 1)

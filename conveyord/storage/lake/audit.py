@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from conveyord.core.errors import Corrupt
 from conveyord.core.flow.positions import Partition
 from conveyord.core.planning.fence import Fence, batch_key, decode
 from conveyord.storage.lake.table import CREATED_BY_KEY
@@ -104,7 +105,17 @@ class _Count:
 
 
 def audit_table(table: Table, *, name: str) -> AuditReport:
-    """Read every data file of `table` and judge. Raises Corrupt if a fence cannot be read."""
+    """Read every data file of `table` and judge.
+
+    Raises Corrupt if a fence, a manifest or an archive of positions cannot be read.
+    """
+    try:
+        return _audit(table, name)
+    except FileNotFoundError as error:  # data files are met one by one, so this is metadata
+        raise Corrupt(f"table {name}: {error}; restore the file from a backup of the warehouse") from error
+
+
+def _audit(table: Table, name: str) -> AuditReport:
     fences = _fences(table)
     placed = all(any(column.name == wanted for column in table.schema().columns) for wanted in PROVENANCE)
     others = _foreign(table)
@@ -196,9 +207,7 @@ def _count(table: Table, *, foreign: set[int], placed: bool) -> _Count:
     schema = table.schema()
     # Field ids grow, so the lowest is the column that was there first and is in every file.
     columns = (
-        [schema.find_field(name) for name in PROVENANCE]
-        if placed
-        else [min(schema.fields, key=lambda f: f.field_id)]
+        [schema.find_field(name) for name in PROVENANCE] if placed else [min(schema.fields, key=lambda f: f.field_id)]
     )
     added_by = _adding_snapshots(table)
     seen: set[str] = set()
@@ -220,9 +229,7 @@ def _count(table: Table, *, foreign: set[int], placed: bool) -> _Count:
             count.foreign += rows
             count.foreign_unplaced += count.unplaced - unplaced
         if not task.delete_files and rows != task.file.record_count:
-            count.find(
-                f"the file {path} holds {rows} rows, the table's manifest says {task.file.record_count}"
-            )
+            count.find(f"the file {path} holds {rows} rows, the table's manifest says {task.file.record_count}")
     return count
 
 
@@ -298,9 +305,7 @@ def _gaps_by_provenance(table: Table, count: _Count, *, expected: int, found: in
     return max(0, expected - found - ours)
 
 
-def _compare(
-    table: Table, count: _Count, *, expected: int, others: list[Snapshot]
-) -> tuple[int | None, int | None]:
+def _compare(table: Table, count: _Count, *, expected: int, others: list[Snapshot]) -> tuple[int | None, int | None]:
     """Duplicates and gaps by the number of rows alone. None where others' rows cannot be told from ours."""
     rewriting = [s for s in others if s.summary is not None and s.summary.operation.value != "append"]
     if rewriting:

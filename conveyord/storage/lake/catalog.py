@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conveyord.core.errors import ConfigError
+from conveyord.core.errors import ConfigError, StorageFull
+from conveyord.storage.lake.outcomes import FULL_MESSAGES
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
+    from pyiceberg.catalog.sql import SqlCatalog
 
 EMBEDDED = "lake"
 FILE_IO = "conveyord.storage.lake.fileio.DurableFileIO"
@@ -24,6 +26,7 @@ def open_embedded(data_dir: Path) -> Catalog:
     What is created is on disk when this returns. Raises StorageFull if the disk is full or read-only.
     """
     from pyiceberg.catalog.sql import SqlCatalog
+    from sqlalchemy.exc import OperationalError
 
     from conveyord.storage.lake.fileio import make_directories, storage_full, sync_directory
 
@@ -38,7 +41,13 @@ def open_embedded(data_dir: Path) -> Catalog:
     except OSError as error:
         raise storage_full(error, warehouse) or error from error
     uri = f"sqlite:///{data_dir / CATALOG_FILE}?timeout={LOCK_WAIT_SECONDS}"
-    return SqlCatalog(EMBEDDED, uri=uri, **_embedded_properties(warehouse))
+    try:
+        return _durable(SqlCatalog(EMBEDDED, uri=uri, **_embedded_properties(warehouse)))
+    except OperationalError as error:
+        if any(message in str(error) for message in FULL_MESSAGES):
+            full = f"{data_dir / CATALOG_FILE}: {error.orig}; free space or make it writable, then run again"
+            raise StorageFull(full) from error
+        raise
 
 
 def open_embedded_read_only(data_dir: Path) -> Catalog:
@@ -49,20 +58,18 @@ def open_embedded_read_only(data_dir: Path) -> Catalog:
     Raises ConfigError if there is no catalog.
     """
     from pyiceberg.catalog.sql import SqlCatalog
-    from sqlalchemy import event
 
     data_dir = _absolute(data_dir)
     file = data_dir / CATALOG_FILE
     if not file.is_file():
         raise ConfigError(
-            f"data directory {data_dir}: no {CATALOG_FILE} in it; run a pipeline first, or give the directory of one "
-            "with --data-dir"
+            f"data directory {data_dir}: no {CATALOG_FILE} in it; run a pipeline first, or give the directory"
+            " of one with --data-dir"
         )
     uri = f"sqlite:///file:{file}?mode=rw&uri=true&timeout={LOCK_WAIT_SECONDS}"
     properties = _embedded_properties(data_dir / WAREHOUSE_DIRECTORY)
     catalog = SqlCatalog(EMBEDDED, uri=uri, init_catalog_tables="false", **properties)
-    event.listen(catalog.engine, "connect", lambda connection, _: connection.execute("PRAGMA query_only = 1"))
-    catalog.engine.dispose()  # the connection that looked for the schema was opened before the listener
+    _on_connect(catalog, "PRAGMA query_only = 1")
     return catalog
 
 
@@ -76,9 +83,30 @@ def open_catalog(name: str, properties: Mapping[str, str]) -> Catalog:
     from pyiceberg.exceptions import NoSuchPropertyException, NotInstalledError
 
     try:
-        return load_catalog(name, **{"py-io-impl": FILE_IO, **properties})
+        return _durable(load_catalog(name, **{"py-io-impl": FILE_IO, **properties}))
     except (NoSuchPropertyException, NotInstalledError, ValueError) as error:
         raise ConfigError(f"catalog {name}: {error}; see pyiceberg's documentation of catalog properties") from error
+
+
+def _durable(catalog: Catalog) -> Catalog:
+    """`catalog`, whose commits survive a power cut if it is kept in SQLite.
+
+    SQLite commits by deleting its journal, and by default does not sync the directory after it: the
+    journal can come back with the power and undo a commit that was acknowledged, while the files that
+    the undone state names have been deleted meanwhile.
+    """
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    if isinstance(catalog, SqlCatalog) and catalog.engine.dialect.name == "sqlite":
+        _on_connect(catalog, "PRAGMA synchronous = EXTRA")
+    return catalog
+
+
+def _on_connect(catalog: SqlCatalog, pragma: str) -> None:
+    from sqlalchemy import event
+
+    event.listen(catalog.engine, "connect", lambda connection, _: connection.execute(pragma))
+    catalog.engine.dispose()  # pyiceberg has looked for its tables with a connection from before the listener
 
 
 def _embedded_properties(warehouse: Path) -> dict[str, str]:
@@ -90,7 +118,7 @@ def _absolute(data_dir: Path) -> Path:
     absolute = data_dir.absolute()
     if found := set(str(absolute)) & set("#?%"):
         raise ConfigError(
-            f"data directory {absolute}: {' and '.join(sorted(found))} cannot stand in the path of an Iceberg "
-            "warehouse, because readers take it for part of a URI; choose another --data-dir"
+            f"data directory {absolute}: {' and '.join(sorted(found))} cannot stand in the path of an Iceberg"
+            " warehouse, because readers take it for part of a URI; choose another --data-dir"
         )
     return absolute

@@ -71,6 +71,7 @@ class TableCommitter:
         self._fence: Fence | None = None
         self._handle: View | None = None
         self._maintenance = Maintenance(self._table, ledger, deadline_seconds=deadline_seconds)
+        self._answered = False  # whether the present batch landed with an answer, or was found in the table
         self._swept = False  # leftovers of earlier runs may be deleted once a batch of this one has landed
 
     @property
@@ -125,6 +126,7 @@ class TableCommitter:
         following = self._prepared(base, next_fence)
         batch = Prepared(self._identifier, self._pipeline, self._uuid, base, following, spec_id, schema_id)
         machine = CommitMachine(batch, self._random)
+        self._answered = False
         step = machine.start()
         while True:
             match step:
@@ -148,20 +150,30 @@ class TableCommitter:
                 return self._table.load()
             case committer.Append(view):
                 merge = batch.next.n % EVERY_COMMITS == 0
-                return self._table.append(view, FileBatch(files, batch.next, merge=merge))
+                appended = self._table.append(view, FileBatch(files, batch.next, merge=merge))
+                self._answered = isinstance(appended, committer.Appended)
+                return appended
             case committer.Wait(seconds):
                 self._sleep(seconds)
                 return committer.Waited()
             case committer.Record(n):
                 self._fence = batch.next
-                attempts = self._table.take_attempts()
-                # Which attempt landed is not always known. Its files are suspects too, and survive a look.
-                self._ledger.abandon(attempts, batch=n)
-                archive = [batch.next.archive.location] if batch.next.archive is not None else []
-                self._ledger.settle([*(file.file_path for file in files), *archive])
+                self._remember(batch.next, n, [file.file_path for file in files])
                 return committer.Recorded()
             case _:
                 raise AssertionError(f"{step} ends a batch and is not performed")
+
+    def _remember(self, fence: Fence, n: int, paths: list[str]) -> None:
+        """Enter in the ledger what a landing means for the files of its attempts."""
+        attempts = self._table.take_attempts()
+        archive = [fence.archive.location] if fence.archive is not None else []
+        if self._answered:
+            self._ledger.settle([*paths, *archive])
+        else:
+            # Found in the table, so an attempt landed, perhaps one with the files from before a rebuild.
+            attempts += paths
+        # Which attempt landed is not always known. Its files are suspects too, and survive a look.
+        self._ledger.abandon(attempts, batch=n)
 
     def _prepared(self, base: Fence, next_fence: Fence) -> Fence:
         """`next_fence` as it is to be stored: signed by this run, its settled positions archived."""
@@ -179,8 +191,8 @@ class TableCommitter:
         properties = view.handle.properties
         if adopt_from is not None and fence_key(adopt_from) in properties:
             raise Refused(
-                f"table {self._identifier}: it has fences of both {adopt_from} and {self._pipeline}; remove the "
-                "property of the one that must not go on"
+                f"table {self._identifier}: it has fences of both {adopt_from} and {self._pipeline}; remove"
+                " the property of the one that must not go on"
             )
         if contradiction := rolled_back(view):
             raise Refused(f"table {self._identifier}: {contradiction}. {committer.ROLLBACK_REMEDY}.")
@@ -198,9 +210,9 @@ class TableCommitter:
         if rows != 0 and not adopt:
             held = "rows" if rows is None else f"{rows} rows"
             raise Refused(
-                f"table {self._identifier}: it holds {held} but no fence of {self._pipeline}, so what was written "
-                "before cannot be known; set adopt: true on the sink to append from the source's beginning, or give "
-                "a former name of the pipeline with --adopt"
+                f"table {self._identifier}: it holds {held} but no fence of {self._pipeline}, so what was"
+                " written before cannot be known; set adopt: true on the sink to append from the source's"
+                " beginning, or give a former name of the pipeline with --adopt"
             )
         return self._table.put_fence(view, Fence(0))
 

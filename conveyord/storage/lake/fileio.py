@@ -12,8 +12,10 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 from urllib.parse import urlparse
 
+from pyarrow.fs import FileSystem
 from pyiceberg.io import InputFile, OutputFile, OutputStream
 from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO
 from pyiceberg.typedef import EMPTY_DICT, Properties
@@ -28,7 +30,7 @@ def local_path(location: str) -> Path | None:
     """The path that a location names on this machine, or None for any other scheme."""
     if location.startswith("file:"):
         return Path(urlparse(location).path)  # not unquoted: pyiceberg reads it back as it stands
-    return None if "://" in location else Path(location)
+    return None if "://" in location else Path(location).absolute()
 
 
 def sync_directory(path: Path) -> None:
@@ -68,7 +70,7 @@ class DurableOutputStream:
         self._path = path
         self._top = top
         self._existing = make_directories(path.parent)
-        self._file = open(path, "wb" if overwrite else "xb", buffering=BUFFER_BYTES)  # noqa: SIM115
+        self._file = path.open("wb" if overwrite else "xb", buffering=BUFFER_BYTES)
 
     @property
     def closed(self) -> bool:
@@ -121,7 +123,7 @@ class DurableOutputStream:
             if directory == stop or directory == self._existing and not directory.is_relative_to(stop):
                 break
 
-    def __enter__(self) -> DurableOutputStream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -137,8 +139,8 @@ class DurableOutputStream:
 class DurableOutputFile(PyArrowFile):
     """A local file to be. Reading it back is pyarrow's."""
 
-    def __init__(self, inner: PyArrowFile, path: Path, top: Path | None) -> None:
-        super().__init__(inner.location, inner._path, inner._filesystem, inner._buffer_size)
+    def __init__(self, location: str, path: Path, filesystem: FileSystem, *, top: Path | None) -> None:
+        super().__init__(location, str(path), filesystem)
         self._local = path
         self._top = top
 
@@ -162,9 +164,10 @@ class DurableFileIO(PyArrowFileIO):
         self._top = local_path(warehouse) if warehouse else None
 
     def new_output(self, location: str) -> PyArrowFile:
-        inner = super().new_output(location)
         path = local_path(location)
-        return inner if path is None else DurableOutputFile(inner, path, self._top)
+        if path is None:
+            return super().new_output(location)
+        return DurableOutputFile(location, path, self.fs_by_scheme("file", ""), top=self._top)
 
     def delete(self, location: str | InputFile | OutputFile) -> None:
         """Delete one file. Raises FileNotFoundError if it is not there."""

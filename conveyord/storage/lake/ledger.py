@@ -15,8 +15,12 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from conveyord.core.errors import StorageFull
+from conveyord.storage.lake.outcomes import FULL_MESSAGES
 
 LEDGER_FILE = "runs.db"
 LATE_LANDING_SECONDS = 24 * 3600  # no catalog keeps a request for a day
@@ -37,20 +41,22 @@ CREATE TABLE IF NOT EXISTS lake_files (
 class Ledger:
     """The ledger of one data directory. Thread-safe; one per process, whose data directory is locked.
 
-    Blocking. `clock` gives seconds since the epoch.
+    Blocking. `clock` gives seconds since the epoch. Raises StorageFull if the disk is full or read-only.
     """
 
     def __init__(self, data_dir: Path, *, clock: Callable[[], float] = time.time) -> None:
-        data_dir.mkdir(parents=True, exist_ok=True)
         self.session = uuid.uuid4().hex
         self.clock = clock
+        self._path = data_dir / LEDGER_FILE
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(
-            data_dir / LEDGER_FILE, timeout=LOCK_WAIT_SECONDS, check_same_thread=False, isolation_level=None
-        )
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = NORMAL")
-        self._connection.execute(SCHEMA)
+        with self._translating():
+            data_dir.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(
+                self._path, timeout=LOCK_WAIT_SECONDS, check_same_thread=False, isolation_level=None
+            )
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.execute(SCHEMA)
 
     def close(self) -> None:
         with self._lock:
@@ -62,7 +68,7 @@ class Ledger:
 
     def write(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
         """Run one statement for every row, in one transaction."""
-        with self._lock:
+        with self._lock, self._translating():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 self._connection.executemany(statement, rows)
@@ -74,6 +80,15 @@ class Ledger:
     def read(self, query: str, parameters: tuple[object, ...]) -> list[tuple[str, ...]]:
         with self._lock:
             return self._connection.execute(query, parameters).fetchall()
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.OperationalError, OSError) as error:
+            if any(message in str(error) for message in FULL_MESSAGES):
+                raise StorageFull(f"{self._path}: {error}; free space or make it writable, then run again") from error
+            raise
 
 
 class TableLedger:

@@ -172,7 +172,9 @@ def expirable(table: Table, kept: int) -> set[int]:
 
     A branch keeps only its newest snapshot beyond `kept`; time travel into it is not promised.
     """
-    newest_first = sorted(table.metadata.snapshots, key=lambda s: (s.sequence_number or 0, s.timestamp_ms), reverse=True)
+    newest_first = sorted(
+        table.metadata.snapshots, key=lambda s: (s.sequence_number or 0, s.timestamp_ms), reverse=True
+    )
     named = {ref.snapshot_id for ref in table.metadata.refs.values()}
     return {s.snapshot_id for s in newest_first[kept:]} - named
 

@@ -10,7 +10,9 @@ import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
+from pyiceberg.avro.codecs import AvroCompressionCodec
 from pyiceberg.io import FileIO
 from pyiceberg.manifest import (
     DataFile,
@@ -25,7 +27,13 @@ from pyiceberg.manifest import (
 from pyiceberg.partitioning import PartitionSpec
 from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.snapshots import Operation, Snapshot, SnapshotSummaryCollector, Summary, update_snapshot_summaries
+from pyiceberg.table.snapshots import (
+    Operation,
+    Snapshot,
+    SnapshotSummaryCollector,
+    Summary,
+    update_snapshot_summaries,
+)
 
 MERGE_EVERY_COMMITS = 20  # readers open every manifest; merging rewrites them, so not on every commit
 MERGE_MIN_MANIFESTS = 10  # of one size class; fewer are not worth a rewrite
@@ -155,12 +163,13 @@ def _fitting(manifests: Sequence[ManifestFile]) -> list[ManifestFile]:
     return chosen
 
 
-def _compression(metadata: TableMetadata) -> str:
+def _compression(metadata: TableMetadata) -> AvroCompressionCodec:
     from pyiceberg.table import TableProperties
 
-    return metadata.properties.get(
+    codec = metadata.properties.get(
         TableProperties.WRITE_AVRO_COMPRESSION, TableProperties.WRITE_AVRO_COMPRESSION_DEFAULT
     )
+    return cast(AvroCompressionCodec, codec)
 
 
 def _summary(

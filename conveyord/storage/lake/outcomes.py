@@ -56,7 +56,14 @@ PYICEBERG: dict[str, Outcome] = {
 }
 
 # SQLite has no errno to offer. Its transaction is rolled back by these, but that is for the next look to say.
-FULL_MESSAGES = ("database or disk is full", "readonly database", "unable to open database file")
+FULL_MESSAGES = (
+    "database or disk is full",
+    "readonly database",
+    "unable to open database file",
+    "Read-only file system",
+    "No space left on device",
+    "Disk quota exceeded",
+)
 
 BUGS = (AssertionError, AttributeError, NameError, LookupError, TypeError)
 
@@ -67,7 +74,8 @@ def failure(error: Exception, *, sent: bool) -> Failed:
     Raises `error` itself if it is a failure that no outcome stands for: one of our own sentences
     (a corrupt fence), or a bug of ours before anything was sent.
     """
-    reason = f"{type(error).__name__}: {error}"
+    # SQLAlchemy's own text repeats the statement and its parameters; the driver's says what happened.
+    reason = f"{type(error).__name__}: {getattr(error, 'orig', None) or error}"
     if isinstance(error, StorageFull):
         return Failed(Outcome.FULL_LATE if sent else Outcome.FULL, str(error))
     if isinstance(error, ConveyordError) or (isinstance(error, BUGS) and not sent):

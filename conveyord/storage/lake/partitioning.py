@@ -81,8 +81,7 @@ def _partition_field(schema: Schema, expression: str, field_id: int) -> Partitio
         validate_partition_name(name, transform, source.field_id, schema, set())
     except ValueError as error:
         raise ConfigError(
-            f"partition_by: {expression!r} needs the name {name!r}, which is a column already; "
-            "rename that column"
+            f"partition_by: {expression!r} needs the name {name!r}, which is a column already; rename that column"
         ) from error
     return field
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from conveyord.core.errors import ConfigError
+from conveyord.core.errors import ConfigError, Refused, Retryable
+from conveyord.core.planning.committer import Outcome
 from conveyord.storage.lake.catalog import EMBEDDED, open_catalog, open_embedded_read_only
+from conveyord.storage.lake.outcomes import failure, within
+from conveyord.storage.lake.table import DEADLINE_SECONDS
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
     from pyiceberg.table import Table
+
+T = TypeVar("T")
 
 TABLES_NAMED_MAX = 20  # what a message lists before it says how many more there are
 NAMESPACE_DEPTH_MAX = 4  # catalogs that nest deeper have not been seen; a cycle would list for ever
@@ -26,13 +31,11 @@ class LakeReader:
         self.name = catalog.name
 
     def table_or_none(self, identifier: tuple[str, ...]) -> Table | None:
-        """The table, or None if the catalog has no such table or namespace."""
-        from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
+        """The table, or None if the catalog has no such table or namespace.
 
-        try:
-            return self._catalog.load_table(identifier)
-        except (NoSuchTableError, NoSuchNamespaceError):
-            return None
+        Raises Retryable if the catalog does not answer, Refused if it will not.
+        """
+        return _asked(self.name, lambda: self._catalog.load_table(identifier))
 
     def named_table(self, name: str) -> Table:
         """The table called `name`, as `namespace.table`. Raises ConfigError with the tables there are."""
@@ -50,9 +53,7 @@ class LakeReader:
         """The sentence for a table that does not exist: what was probably meant, and what there is."""
         names = list(self.table_names())
         if not names:
-            return (
-                f"unknown table {name!r}: the catalog {self.name!r} has no tables yet; run a pipeline first"
-            )
+            return f"unknown table {name!r}: the catalog {self.name!r} has no tables yet; run a pipeline first"
         # A bare table name is the likeliest slip, and too far from `namespace.table` for difflib.
         last = name.rpartition(".")[2].lower()
         meant = [known for known in names if known.rpartition(".")[2].lower() == last]
@@ -63,28 +64,49 @@ class LakeReader:
         return f"unknown table {name!r}{hint} tables of {self.name!r} are {listed}{more}"
 
     def _names_below(self, parent: tuple[str, ...], *, depth: int) -> Iterator[str]:
-        from pyiceberg.exceptions import NoSuchNamespaceError
+        # The SQL catalog answers a namespace without children as if it did not exist.
+        known = _asked(self.name, lambda: self._catalog.list_namespaces(parent)) if depth < NAMESPACE_DEPTH_MAX else ()
+        for child in sorted({tuple(child) for child in known or ()}):
+            if len(child) == len(parent) + 1:
+                yield from self._tables_in(child)
+                yield from self._names_below(child, depth=depth + 1)
 
-        try:
-            # The SQL catalog answers a namespace without children with an error.
-            children = self._catalog.list_namespaces(parent) if depth < NAMESPACE_DEPTH_MAX else []
-        except NoSuchNamespaceError:
-            children = []
-        for namespace in sorted({tuple(child) for child in children}):
-            if len(namespace) != len(parent) + 1:
-                continue
-            yield from sorted(".".join(identifier) for identifier in self._catalog.list_tables(namespace))
-            yield from self._names_below(namespace, depth=depth + 1)
+    def _tables_in(self, namespace: tuple[str, ...]) -> list[str]:
+        identifiers = _asked(self.name, lambda: self._catalog.list_tables(namespace))
+        return sorted(".".join(identifier) for identifier in identifiers or ())
+
+
+def _asked(name: str, work: Callable[[], T]) -> T | None:
+    """What the catalog `name` answers, or None for what it does not have. The call has a deadline.
+
+    Raises Retryable or Refused instead of the exceptions of pyiceberg and its drivers.
+    """
+    try:
+        return within(DEADLINE_SECONDS, work)
+    except Exception as error:  # noqa: BLE001 - `failure` decides every class, and raises our own bugs
+        failed = failure(error, sent=False)
+    match failed.outcome:
+        case Outcome.GONE:
+            return None
+        case Outcome.DENIED:
+            raise Refused(f"catalog {name!r} refuses: {failed.reason}; check its properties and rights")
+        case _:
+            raise Retryable(f"catalog {name!r} does not answer: {failed.reason}; try again when it does")
 
 
 def open_to_read(name: str, *, data_dir: Path, catalogs: Mapping[str, Mapping[str, str]]) -> LakeReader:
     """The catalog `name`: the embedded one of `data_dir`, or one of `catalogs`.
 
-    Raises ConfigError if there is none of that name, or no embedded catalog yet.
+    Raises ConfigError if there is none of that name, or no embedded catalog yet; Retryable or Refused as
+    the catalog answers.
     """
     if name == EMBEDDED:
         return LakeReader(open_embedded_read_only(data_dir))
     if name not in catalogs:
         known = ", ".join((EMBEDDED, *sorted(catalogs)))
         raise ConfigError(f"unknown catalog {name!r}; conveyord.toml and the data directory give {known}")
-    return LakeReader(open_catalog(name, catalogs[name]))
+    # Opening a REST catalog asks it for its settings already.
+    catalog = _asked(name, lambda: open_catalog(name, catalogs[name]))
+    if catalog is None:
+        raise ConfigError(f"catalog {name!r}: its warehouse does not exist; check its properties in conveyord.toml")
+    return LakeReader(catalog)

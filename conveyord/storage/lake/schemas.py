@@ -66,9 +66,7 @@ class TableAppeared(Retryable):
     """Somebody else created the table first. `table` is theirs; its columns may be others than ours."""
 
     def __init__(self, identifier: str, table: Table) -> None:
-        super().__init__(
-            f"table {identifier}: created by someone else at this moment; look at it before writing"
-        )
+        super().__init__(f"table {identifier}: created by someone else at this moment; look at it before writing")
         self.table = table
 
 
@@ -109,9 +107,7 @@ def _checked_schema(
     try:
         return Schema(*fields, schema_id=schema_id, identifier_field_ids=list(identifier_field_ids))
     except ValueError as error:
-        raise ConfigError(
-            f"two columns have the same dotted name ({error}); rename the one with the dot"
-        ) from error
+        raise ConfigError(f"two columns have the same dotted name ({error}); rename the one with the dot") from error
 
 
 def _check_field_names(fields: Sequence[NestedField], place: str) -> None:
@@ -122,17 +118,13 @@ def _check_field_names(fields: Sequence[NestedField], place: str) -> None:
     for field in fields:
         name = field.name
         if not name:
-            raise ConfigError(
-                f"a column {within} has an empty name; name it, for example with `SELECT ... AS name`"
-            )
+            raise ConfigError(f"a column {within} has an empty name; name it, for example with `SELECT ... AS name`")
         if name in stored.values():
             raise ConfigError(f"column {name!r} appears twice {within}; rename one of them")
         # Parquet files carry names with special characters escaped, "a b" as "a_x20b".
         other = stored.setdefault(make_compatible_name(name), name)
         if other != name:
-            raise ConfigError(
-                f"columns {other!r} and {name!r} {within} get the same name in Parquet; rename one"
-            )
+            raise ConfigError(f"columns {other!r} and {name!r} {within} get the same name in Parquet; rename one")
         _check_nested_names(field.field_type, f"{place}.{name}" if place else name)
 
 
@@ -200,9 +192,7 @@ def _primitive(arrow_type: pa.DataType, place: str) -> IcebergType:
     if word is None:
         word = next((word for check, word in _CHECKED_WORDS if check(arrow_type)), None)
     if word is None:
-        raise ConfigError(
-            f"column {place!r}: Iceberg has no type for {arrow_type}; cast it, for example to a string"
-        )
+        raise ConfigError(f"column {place!r}: Iceberg has no type for {arrow_type}; cast it, for example to a string")
     return _plain_type(word)
 
 
@@ -313,10 +303,10 @@ def create_table(
 def evolve(table: Table, target: pa.Schema) -> Table:
     """Blocking. Add what `target` has and the table lacks, and widen where Iceberg can.
 
-    Added are columns and nested fields. Widening is int to long, float to double and decimal to more digits of the same scale, at any depth
-    but not in map keys. Whatever else differs stays as the table has it: what to do with such values is
-    decided before they come here. One commit at most, none if nothing is missing; repeating it is
-    harmless. Returns `table` itself, refreshed if it changed.
+    Added are columns and nested fields; widened are int to long, float to double and decimal to more
+    digits of the same scale, at any depth but not in map keys. Whatever else differs stays as the table
+    has it: what to do with such values is decided before they come here. One commit at most, none if
+    nothing is missing; repeating it is harmless. Returns `table` itself, refreshed if it changed.
     Raises Retryable if other writers kept changing the table, ConfigError for a name it cannot have.
     """
     from pyiceberg.exceptions import CommitFailedException

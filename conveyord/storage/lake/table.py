@@ -7,14 +7,23 @@ It does not delete old metadata files either, which is therefore done here.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from conveyord.core.errors import Corrupt, Refused
+from conveyord.core.errors import Corrupt, Refused, Retryable
 from conveyord.core.planning.committer import Appended, Failed, View
-from conveyord.core.planning.fence import ArchiveRef, Fence, batch_key, decode, encode, encode_archive, fence_key
+from conveyord.core.planning.fence import (
+    ArchiveRef,
+    Fence,
+    batch_key,
+    decode,
+    encode,
+    encode_archive,
+    fence_key,
+)
 from conveyord.storage.lake.ledger import TableLedger
 from conveyord.storage.lake.outcomes import failure, within
 
@@ -75,7 +84,7 @@ class LakeTable:
         """Read the table. Raises Corrupt for an unreadable fence, Refused for an unsupported format."""
         try:
             table = within(self._deadline_seconds, lambda: self.catalog.load_table(self.identifier))
-        except Exception as error:  # noqa: BLE001 - `failure` decides every class, and raises what it must not hide
+        except Exception as error:  # noqa: BLE001 - `failure` decides every class, raises what it must not hide
             return failure(error, sent=False)
         return self._view(table)
 
@@ -138,9 +147,11 @@ class LakeTable:
             return fence.loaded(within(self._deadline_seconds, read))
         except FileNotFoundError as error:
             raise Corrupt(
-                f"fence archive {ref.location}: it is missing, but table {self.identifier} names it; restore the file "
-                "from a backup of the warehouse, positions cannot be made up"
+                f"fence archive {ref.location}: it is missing, but table {self.identifier} names it; restore"
+                " the file from a backup of the warehouse, positions cannot be made up"
             ) from error
+        except OSError as error:
+            raise Retryable(f"fence archive {ref.location}: cannot be read now ({error}); run again later") from error
 
     def with_archive(self, view: View, fence: Fence) -> Fence:
         """`fence` with positions moved to a new archive, if it has outgrown its property. The archive is durable."""
@@ -149,10 +160,15 @@ class LakeTable:
             return fence
         table: Table = view.handle
         body, sha256 = encode_archive(archived)
-        location = table.location_provider().new_metadata_location(f"{ARCHIVE_PREFIX}{sha256}.jsonl")
+        # Never the name of an earlier one, even of equal bytes: that one may be in use, and writing truncates.
+        name = f"{ARCHIVE_PREFIX}{sha256}-{uuid.uuid4().hex[:8]}.jsonl"
+        location = table.location_provider().new_metadata_location(name)
         self._ledger.intend(location)
-        with table.io.new_output(location).create(overwrite=True) as stream:
-            stream.write(body)
+        try:
+            with table.io.new_output(location).create() as stream:
+                stream.write(body)
+        except OSError as error:
+            raise Retryable(f"fence archive {location}: cannot be written ({error}); run again later") from error
         return fence.with_archive(ArchiveRef(location, sha256, len(archived)), archived)
 
     def initial_properties(self) -> dict[str, str]:
@@ -175,8 +191,8 @@ class LakeTable:
         metadata = table.metadata
         if metadata.format_version != FORMAT_VERSION:
             raise Refused(
-                f"table {self.identifier}: its format version is {metadata.format_version}, conveyord commits to "
-                f"version {FORMAT_VERSION}; upgrade or recreate the table, or name another"
+                f"table {self.identifier}: its format version is {metadata.format_version}, conveyord commits"
+                f" to version {FORMAT_VERSION}; upgrade or recreate the table, or name another"
             )
         text = metadata.properties.get(fence_key(self.pipeline))
         where = f"table {self.identifier}, property {fence_key(self.pipeline)}"
@@ -203,6 +219,11 @@ class LakeTable:
         while snapshot is not None:
             oldest = snapshot.sequence_number
             seen = snapshot.summary.get(key) if snapshot.summary is not None else None
+            if seen is not None and not seen.isdecimal():
+                raise Corrupt(
+                    f"table {self.identifier}, snapshot {snapshot.snapshot_id}: {key} is {seen!r}, not a batch"
+                    " number; roll the table back to the snapshot before, or restore it"
+                )
             if seen is not None:
                 return int(seen), snapshot.snapshot_id, oldest
             parent = snapshot.parent_snapshot_id
@@ -243,7 +264,12 @@ class LakeTable:
 
 def _pinned(table: Table) -> tuple[TableRequirement, ...]:
     """Everything that was inspected and must still hold when the commit is applied."""
-    from pyiceberg.table.update import AssertCurrentSchemaId, AssertDefaultSpecId, AssertRefSnapshotId, AssertTableUUID
+    from pyiceberg.table.update import (
+        AssertCurrentSchemaId,
+        AssertDefaultSpecId,
+        AssertRefSnapshotId,
+        AssertTableUUID,
+    )
 
     metadata = table.metadata
     head = metadata.current_snapshot()
