@@ -24,7 +24,7 @@ from conveyord.engine.provenance import COLUMNS
 from conveyord.engine.schema import fit, grow
 from conveyord.storage.lake.catalog import EMBEDDED, open_catalog, open_embedded
 from conveyord.storage.lake.ledger import Ledger
-from conveyord.storage.lake.table_writer import TableWriter, TableWriterOptions
+from conveyord.storage.lake.table_writer import TableWriter, TableWriterOptions, catalog_errors
 
 log = structlog.get_logger(__name__)
 
@@ -84,15 +84,16 @@ class IcebergSink(Sink):
 
     def _connect(self) -> TableWriter:
         config: IcebergConfig = self.config
-        if isinstance(config.catalog, dict):
-            catalog = open_catalog("inline", config.catalog)
-        elif config.catalog == EMBEDDED and EMBEDDED not in self.context.catalogs:
-            catalog = open_embedded(self.context.data_dir)
-        elif config.catalog in self.context.catalogs:
-            catalog = open_catalog(config.catalog, self.context.catalogs[config.catalog])
-        else:
-            known = ", ".join(sorted({EMBEDDED, *self.context.catalogs}))
-            raise ConfigError(f"catalog {config.catalog!r} is not configured; conveyord.toml has {known}")
+        with catalog_errors("catalog" if isinstance(config.catalog, dict) else f"catalog {config.catalog!r}"):
+            if isinstance(config.catalog, dict):
+                catalog = open_catalog("inline", config.catalog)
+            elif config.catalog == EMBEDDED and EMBEDDED not in self.context.catalogs:
+                catalog = open_embedded(self.context.data_dir)
+            elif config.catalog in self.context.catalogs:
+                catalog = open_catalog(config.catalog, self.context.catalogs[config.catalog])
+            else:
+                known = ", ".join(sorted({EMBEDDED, *self.context.catalogs}))
+                raise ConfigError(f"catalog {config.catalog!r} is not configured; conveyord.toml has {known}")
         options = TableWriterOptions(
             identifier=config.table,
             pipeline=self.context.pipeline,

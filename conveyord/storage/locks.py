@@ -33,8 +33,11 @@ def owned(data_dir: Path) -> Iterator[None]:
                 f"data directory {data_dir} is in use by process {holder or 'unknown'}; "
                 "wait for it, stop it, or pass another --data-dir"
             ) from error
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise StorageFull(f"data directory {data_dir}: {error.strerror}; free space and run again") from error
         yield
     finally:
         os.close(handle)

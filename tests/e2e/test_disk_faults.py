@@ -10,7 +10,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -54,10 +54,16 @@ def mounted(kind: str, image: Path, place: Path) -> Iterator[Path]:
 def fill(place: Path, *, leave_bytes: int) -> Path:
     """Take all room but `leave_bytes` with a file, which is returned."""
     ballast = place / "ballast"
-    status = os.statvfs(place)
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - leave_bytes)
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while (free := free_bytes(place)) > leave_bytes or leave_bytes == 0:
+            file.write(b"\0" * min(MIB, max(free - leave_bytes, 4096)))
+    os.sync()
     return ballast
+
+
+def free_bytes(place: Path) -> int:
+    status = os.statvfs(place)
+    return status.f_bavail * status.f_frsize
 
 
 def noisy(count: int) -> bytes:

@@ -51,10 +51,10 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         disk.unmount()
 
 
-def cut_while_committing(disk: Disk, data_dir: Path, file_io: str, seconds: float) -> int:
-    """Commit for `seconds`, cut, come back up. Returns the last batch that was acknowledged."""
+def cut_while_committing(disk: Disk, data_dir: Path, file_io: str, when: float | str) -> int:
+    """Commit, cut `when` the child is told to, come back up. Returns the last batch that was acknowledged."""
     child = subprocess.run(
-        [sys.executable, str(CHILD), str(disk.mount_point), str(data_dir), file_io, str(seconds)],
+        [sys.executable, str(CHILD), str(disk.mount_point), str(data_dir), file_io, str(when)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -89,6 +89,24 @@ def test_after_a_power_cut_the_table_is_whole_and_holds_every_acknowledged_batch
         assert is_whole(data_dir, acknowledged)
         last = acknowledged
     assert last > ROUNDS, "hardly anything was committed: the cuts came too early to prove anything"
+
+
+@pytest.mark.check
+def test_a_cut_at_the_moment_of_acknowledgement_takes_nothing_back(disk: Disk) -> None:
+    data_dir = disk.mount_point / "data"
+    for number in range(2, 5):
+        acknowledged = cut_while_committing(disk, data_dir, FILE_IO, f"batch:{number}")
+        assert acknowledged == number
+        assert is_whole(data_dir, acknowledged)
+
+
+@pytest.mark.check
+def test_with_sqlites_own_settings_an_acknowledged_commit_is_taken_back(disk: Disk) -> None:
+    """Why the embedded catalog is opened with `synchronous = EXTRA`."""
+    data_dir = disk.mount_point / "data"
+    acknowledged = cut_while_committing(disk, data_dir, FILE_IO, "undurable-catalog:3")
+    assert acknowledged == 3
+    assert not is_whole(data_dir, acknowledged)
 
 
 @pytest.mark.check

@@ -7,15 +7,15 @@ with the fence, then the caller may acknowledge.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from conveyord.core.errors import Refused
+from conveyord.core.errors import Refused, Retryable, StorageFull
 from conveyord.core.flow.positions import Positions, Span
 from conveyord.core.flow.tally import Tally
 
@@ -40,6 +40,31 @@ class TableWriterOptions:
     adopt: bool
     adopt_from: str | None
     target_file_bytes: int
+
+
+@contextmanager
+def catalog_errors(what: str) -> Iterator[None]:
+    """Turn what a catalog raises outside a commit into a sentence about `what`.
+
+    Raises StorageFull, Refused or Retryable; a bug and one of our own sentences pass as they are.
+    Repeating the call in the next run is harmless, so an unknown outcome counts as not available.
+    """
+    from conveyord.core.planning.committer import Outcome
+    from conveyord.storage.lake.outcomes import failure
+
+    try:
+        yield
+    except Exception as error:  # `failure` decides every class, and raises what it must not hide
+        failed = failure(error, sent=False)
+        match failed.outcome:
+            case Outcome.FULL | Outcome.FULL_LATE:
+                raise StorageFull(f"{what}: {failed.reason}; free space and run again") from error
+            case Outcome.DENIED:
+                raise Refused(f"{what}: the catalog refuses: {failed.reason}; correct its properties") from error
+            case Outcome.GONE:
+                raise Refused(f"{what}: dropped meanwhile ({failed.reason}); run again to load it anew") from error
+            case _:
+                raise Retryable(f"{what}: the catalog failed: {failed.reason}; run again once it answers") from error
 
 
 class TableWriter:
@@ -75,7 +100,8 @@ class TableWriter:
         fence = self._committer.open(adopt=self._options.adopt, adopt_from=self._options.adopt_from)
         if fence is None:
             return Positions()
-        self._use(self._catalog.load_table(self._options.identifier))
+        with catalog_errors(f"table {self._options.identifier}"):
+            self._use(self._catalog.load_table(self._options.identifier))
         return fence.positions
 
     def shape(self, schema: pa.Schema) -> None:
@@ -84,6 +110,10 @@ class TableWriter:
         Files that were begun under the former schema are closed and stay valid: a column that a file
         lacks reads as null.
         """
+        with catalog_errors(f"table {self._options.identifier}"):
+            self._shape(schema)
+
+    def _shape(self, schema: pa.Schema) -> None:
         from conveyord.storage.lake.schemas import TableAppeared, create_table, evolve
 
         if self._table is None:
@@ -166,7 +196,8 @@ class TableWriter:
         """Write the staged rows again as the table wants them now."""
         from conveyord.storage.lake.data_files import WriterOptions, rewrite
 
-        table = self._catalog.load_table(self._options.identifier)
+        with catalog_errors(f"table {self._options.identifier}"):
+            table = self._catalog.load_table(self._options.identifier)
         options = WriterOptions(target_file_bytes=self._options.target_file_bytes)
         self._staged = rewrite(self._staged, table, options, self._ledger.intend)
         self._use(table)
