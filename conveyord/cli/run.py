@@ -92,7 +92,8 @@ def run(
 
         click.echo(summary_text(summary, hints=_hints(pipeline, setting, config_path)), err=prints_rows)
     if summary.error is not None:
-        click.echo(f"error: {summary.error.message}", err=True)
+        stage = f"stage {summary.error.stage}: " if summary.error.stage else ""
+        click.echo(f"error: {stage}{summary.error.message}", err=True)
     return _exit_code(summary, signal_number)
 
 

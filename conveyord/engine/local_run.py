@@ -9,7 +9,7 @@ from typing import cast
 import structlog
 import trio
 
-from conveyord.core.errors import ConveyordError, Refused
+from conveyord.core.errors import Refused
 from conveyord.core.flow.positions import Positions
 from conveyord.core.pipeline.manifest import PipelineSpec, StageSpec
 from conveyord.engine.contracts import Operator, OperatorContext, Sink, Source, Transform
@@ -67,13 +67,17 @@ async def run_pipeline(
             )
             nursery.cancel_scope.cancel()
         _update(progress, graph.sink, outlet)
+    for stage, error in failures.by_stage[1:]:
+        log.error("another stage failed too", stage=stage, code=error.code, reason=str(error))
+    first = failures.first
     return RunSummary.cut_short(
         progress,
         pipeline=request.pipeline.identity,
         status=_status(failures, drain),
         seconds=trio.current_time() - started,
         delivery=graph.sink.delivery,
-        error=_reason(failures),
+        error=None if first is None else first[1],
+        stage=None if first is None else first[0],
     )
 
 
@@ -133,10 +137,3 @@ def _status(failures: Failures, drain: trio.Event) -> RunStatus:
     if failures.first is not None:
         return "failed"
     return "drained" if drain.is_set() else "succeeded"
-
-
-def _reason(failures: Failures) -> ConveyordError | None:
-    """The first failure, which is the run's. What other stages met on their way to rest goes to the log."""
-    for stage, error in failures.by_stage[1:]:
-        log.error("another stage failed too", stage=stage, code=error.code, reason=str(error))
-    return failures.first[1] if failures.first else None

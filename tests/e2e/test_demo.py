@@ -24,7 +24,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     ran = subprocess.run(
         ["sh", str(ROOT / "examples" / "demo.sh")],
         env={**os.environ, "CONVEYORD": str(CONVEYORD), "DEMO_DATA": str(data_dir)},
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "Traceback" not in ran.stderr
@@ -54,9 +57,7 @@ def demo_table(data_dir: Path) -> Job:
     return job
 
 
-def test_polars_reads_exactly_the_expected_rows(
-    demo: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_polars_reads_exactly_the_expected_rows(demo: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")  # the other one is a package of its own
     data_dir, _ = demo
     location = demo_table(data_dir).metadata_location()
@@ -86,9 +87,7 @@ def test_duckdb_counts_the_same_by_day_and_files_lie_by_day(demo: tuple[Path, st
 
 def test_the_second_run_of_the_demo_adds_nothing_and_the_audit_agrees(demo: tuple[Path, str]) -> None:
     data_dir, printed = demo
-    again = conveyord(
-        "run", ROOT / "examples" / "earthquakes.yaml", "--data-dir", data_dir, "-o", "json", cwd=ROOT
-    )
+    again = conveyord("run", ROOT / "examples" / "earthquakes.yaml", "--data-dir", data_dir, "-o", "json", cwd=ROOT)
     assert again.succeeded()["rows_in"] == 0
     report = demo_table(data_dir).audit()
     assert report["rows"] == len(expected())

@@ -97,10 +97,11 @@ def roll_back(table: Table) -> None:
 # ------------------------------------------------------------------ what goes on by itself
 
 
-@pytest.mark.parametrize("change", [repartition, add_column], ids=lambda change: change.__name__)
 @pytest.mark.parametrize(
-    "when", ["between runs", pytest.param("during a run", marks=pytest.mark.check)]
+    "change",
+    [pytest.param(repartition, id="repartition"), pytest.param(add_column, id="add_column", marks=pytest.mark.check)],
 )
+@pytest.mark.parametrize("when", ["between runs", pytest.param("during a run", marks=pytest.mark.check)])
 def test_a_table_that_somebody_reshapes_keeps_every_record_once(
     job: Job, change: Callable[[Table], object], when: str
 ) -> None:
@@ -115,9 +116,7 @@ def test_a_table_that_somebody_reshapes_keeps_every_record_once(
         assert job.static_table().scan(row_filter=EqualTo("id", RECORDS - 1)).to_arrow().num_rows == 1
 
 
-@pytest.mark.parametrize(
-    "when", ["between runs", pytest.param("during a run", marks=pytest.mark.check)]
-)
+@pytest.mark.parametrize("when", ["between runs", pytest.param("during a run", marks=pytest.mark.check)])
 def test_rows_that_somebody_appends_stay_beside_ours(job: Job, when: str) -> None:
     if when == "between runs":
         persist(loaded(job), append)
@@ -181,6 +180,7 @@ def test_a_table_rolled_back_during_a_run_stops_it(job: Job) -> None:
     assert job.ids() == list(range(len(job.ids()))), "what it was rolled back to is untouched"
 
 
+@pytest.mark.check
 def test_a_table_with_foreign_rows_is_refused_until_it_is_adopted(job: Job) -> None:
     from pyiceberg.catalog.sql import SqlCatalog
 
@@ -200,6 +200,7 @@ def test_a_table_with_foreign_rows_is_refused_until_it_is_adopted(job: Job) -> N
     job.holds([*range(-5, 0), *range(2_000)])
 
 
+@pytest.mark.check
 def test_a_renamed_pipeline_is_refused_and_takes_over_with_adopt(job: Job) -> None:
     loaded(job).name = "renamed"
     job.run().failed("no fence of default/renamed", "--adopt")
@@ -221,6 +222,7 @@ def test_a_second_process_on_the_data_directory_is_refused(job: Job) -> None:
     job.holds(range(RECORDS))
 
 
+@pytest.mark.check
 def test_a_replaced_or_truncated_input_is_refused_and_goes_on_once_restored(job: Job) -> None:
     whole = lines(range(3_000))
     file = job.input / "a.jsonl"
