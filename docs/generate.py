@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from conveyord.core.units import parse_bytes, parse_seconds
 from conveyord.engine.registry import Kind, installed
 
 TARGET = Path(__file__).with_name("operators.md")
@@ -47,7 +48,13 @@ def _rows(config: type[BaseModel], prefix: str = "") -> Any:
             yield from _rows(field.annotation, f"{prefix}{name}.")
         else:
             meaning = (field.description or "").replace("|", "\\|")
-            yield f"| `{prefix}{name}` | {_type(field.annotation)} | {_default(field)} | {meaning} |"
+            yield f"| `{prefix}{name}` | {_unit(field) or _type(field.annotation)} | {_default(field)} | {meaning} |"
+
+
+def _unit(field: FieldInfo) -> str | None:
+    """`size` or `duration` for a field that takes suffixes."""
+    parsers = [getattr(part, "func", None) for part in field.metadata]
+    return "size" if parse_bytes in parsers else "duration" if parse_seconds in parsers else None
 
 
 def _default(field: FieldInfo) -> str:
@@ -56,6 +63,8 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if value is None:
         return "none"
+    if (unit := _unit(field)) is not None:
+        return f"`{value // 2**20}MiB`" if unit == "size" else f"`{value:g}s`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     return f"`{list(value) if isinstance(value, tuple) else value}`"

@@ -190,8 +190,9 @@ class IcebergSink(Sink):
             return
         assert self._writer is not None
         rows = self._tally.rows
-        if self._writer.schema is None:
-            return  # nothing had a field yet: there is no table, and nothing to write to it
+        if self._writer.schema is None:  # no record had a field yet: there is no table, and nothing to write
+            self._oldest_at = None
+            return
         with storage_errors(f"table {self.config.table}"):
             await self.context.in_thread(self._writer.commit, self._spans, self._tally)
         for ack in self._waiting:

@@ -277,7 +277,7 @@ class BlockReader:
         """Refuse to go on in the middle of a line: its beginning was read as a whole record when nothing followed."""
         if self._start > self._header_bytes and before != b"\n" and after not in {b"\n", b"\r"}:
             raise Refused(
-                f"{self._path}: its last line was read without a line end up to byte {self._start} and has grown since, "
+                f"{self._path}: its last line was read without a line end up to byte {self._start} and has grown, "
                 "so the table holds only its beginning. Restore the line, and put what is new on lines of its own"
             )
 

@@ -6,6 +6,7 @@ metadata names. The seed is printed; the moments are repeatable, what they hit i
 
 from __future__ import annotations
 
+import faulthandler
 import gzip
 import os
 import random
@@ -96,6 +97,8 @@ def reachable_metadata(job: Job) -> set[str]:
 
 def kill_loop(job: Job, *, kills: int, records: int, files: int, expected: Any = None) -> Counter[str]:
     """Kill `kills` runs, finish, and assert that every record is there once. Returns what was hit."""
+    # pytest dumps the threads of a test after two minutes, which is no hang here, and the dump can crash.
+    faulthandler.cancel_dump_traceback_later()
     rng, load, phases = random.Random(SEED), Load(job), Counter[str]()
     print(f"seed={SEED}")
     for _ in range(files):

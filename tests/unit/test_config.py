@@ -123,3 +123,12 @@ def test_a_secret_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_zero_threads_are_the_cores_of_the_process() -> None:
     assert Config().thread_count() >= 1
     assert Config.model_validate({"run": {"threads": 3}}).thread_count() == 3
+
+
+@pytest.mark.parametrize("path", sorted((SAMPLE.parent / "conf").glob("*.toml")), ids=lambda path: path.name)
+def test_every_sample_in_conf_loads_and_writes_no_secret(path: Path) -> None:
+    config = load_config(path)
+    secret = re.compile(r"(credential|secret|password|token|access-key)")
+    for properties in config.catalogs.values():
+        for name, value in properties.items():
+            assert not secret.search(name) or value.get_secret_value().startswith(("env:", "file:")), name
