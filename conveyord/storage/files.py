@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -56,8 +57,8 @@ def discover(pattern: str) -> list[Path]:
     return files
 
 
-def open_chunks(path: Path) -> Iterator[bytes]:
-    """The decompressed content of a file in chunks of at most about `READ_BYTES`. Blocking.
+def open_chunks(path: Path, first: int = 0) -> Iterator[bytes]:
+    """The decompressed content of a file from byte `first` on, in chunks of at most about `READ_BYTES`. Blocking.
 
     The format is recognised by its first bytes, not by the name. Raises RecordError with code
     TRUNCATED_FILE after the last readable chunk if a compressed file ends too early or is damaged,
@@ -69,25 +70,35 @@ def open_chunks(path: Path) -> Iterator[bytes]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
     with raw:
         try:
-            yield from _content(path, raw)
+            yield from _content(path, raw, first)
         except OSError as error:
             reason = error.strerror or str(error)
             raise Retryable(f"{path}: reading it failed ({reason}); check the disk or mount and run again") from error
 
 
-def _content(path: Path, raw: BinaryIO) -> Iterator[bytes]:
+def _content(path: Path, raw: BinaryIO, first: int) -> Iterator[bytes]:
     head = raw.read(4)
     raw.seek(0)
     if head.startswith(GZIP_MAGIC):
-        yield from _inflate_gzip(path, raw.read)
+        yield from _after(first, _inflate_gzip(path, raw.read))
     elif head == ZSTD_MAGIC:
-        yield from _inflate_zstd(path, raw.read)
+        yield from _after(first, _inflate_zstd(path, raw.read))
     elif path.suffix in {".gz", ".zst"} and head:
         reason = f"the name ends in {path.suffix} but the content is not of that format; rename or repair it"
         raise RecordError(str(path), reason, code="TRUNCATED_FILE")
     else:
+        raw.seek(first)
         while chunk := raw.read(READ_BYTES):
             yield chunk
+
+
+def _after(first: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """`chunks` without their first `first` bytes: a compressed file has to be inflated up to there."""
+    seen = 0
+    for chunk in chunks:
+        if seen + len(chunk) > first:
+            yield chunk[max(first - seen, 0) :]
+        seen += len(chunk)
 
 
 def _inflate_gzip(path: Path, read: Callable[[int], bytes]) -> Iterator[bytes]:
@@ -259,27 +270,24 @@ class BlockReader:
 
     def _from_start(self) -> Iterator[bytes]:
         """The content from the start position on; Refused if the file ends before it, or if its last line grew."""
-        seen, before = 0, b""
-        for chunk in open_chunks(self._path):
-            skip = max(self._start - seen, 0)
-            if skip < len(chunk):
-                if seen <= self._start:
-                    self._refuse_grown_line((before + chunk[:skip])[-1:], chunk[skip : skip + 1])
-                yield chunk[skip:]
-            seen, before = seen + len(chunk), chunk[-1:]
-        if seen < self._start:
+        if self._start == 0:
+            yield from open_chunks(self._path)
+            return
+        chunks = open_chunks(self._path, self._start - 1)
+        before = next(chunks, b"")
+        if not before:
             raise Refused(
-                f"{self._path}: holds {seen} bytes but was read up to {self._start} before; it was truncated. "
+                f"{self._path}: was read up to byte {self._start} before but is shorter now; it was truncated. "
                 "Restore the file, or give the new content another name"
             )
-
-    def _refuse_grown_line(self, before: bytes, after: bytes) -> None:
-        """Refuse to go on in the middle of a line: its beginning was read as a whole record when nothing followed."""
-        if self._start > self._header_bytes and before != b"\n" and after not in {b"\n", b"\r"}:
+        rest = before[1:] or next(chunks, b"")
+        is_inside_line = self._start > self._header_bytes and before[:1] != b"\n" and rest[:1] not in {b"\n", b"\r"}
+        if rest and is_inside_line:
             raise Refused(
                 f"{self._path}: its last line was read without a line end up to byte {self._start} and has grown, "
                 "so the table holds only its beginning. Restore the line, and put what is new on lines of its own"
             )
+        yield from itertools.chain((rest,), chunks)
 
 
 class _Feed:

@@ -6,6 +6,8 @@ doubled record.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -217,7 +219,11 @@ def test_a_second_process_on_the_data_directory_is_refused(job: Job) -> None:
     (job.input / "a.jsonl").write_bytes(lines(range(RECORDS)))
     running = job.start()
     assert running.saw("committed")
-    job.run().failed("data directory", f"in use by process {running.pid}", "--data-dir")
+    os.kill(running.pid, signal.SIGSTOP)  # so that it cannot be done before the second one starts
+    try:
+        job.run().failed("data directory", f"in use by process {running.pid}", "--data-dir")
+    finally:
+        os.kill(running.pid, signal.SIGCONT)
     running.wait().succeeded()
     job.holds(range(RECORDS))
 
