@@ -32,7 +32,7 @@ check: setup  ## longer proofs: kill loops, fault injection; under 30 minutes
 	$(PYTEST) -q -m check
 
 soak: setup  ## hours of the same, before an issue is resolved
-	HYPOTHESIS_PROFILE=soak $(PYTEST) -q -m "check or soak"
+	HYPOTHESIS_PROFILE=soak $(PYTEST) -q -m "check or soak" -o faulthandler_timeout=7200
 
 bench: setup  ## ratios against the bare loops, see benchmarks/
 	$(BIN)/python -m benchmarks
