@@ -6,6 +6,7 @@ and shell completion answer at once.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -23,7 +24,7 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 @click.group(context_settings=_SETTINGS)
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def conveyord() -> None:
-    r"""Move records into lakehouse tables, exactly once.
+    """Move records into lakehouse tables, exactly once.
 
     \b
     Exit codes: 0 done, 1 it failed, 2 the command line or a file is wrong,
@@ -48,6 +49,9 @@ def invoke(group: click.Group, name: str, arguments: Sequence[str] | None = None
 
     Failures of a verb are already reported by it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 gets escapes, never a traceback
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = group.main(arguments, prog_name=name, standalone_mode=False)
         sys.stdout.flush()

@@ -53,7 +53,7 @@ def run(
     log_format: str | None,
     output: str,
 ) -> int:
-    r"""Run the pipeline of FILE until its sources end.
+    """Run the pipeline of FILE until its sources end.
 
     The first Ctrl-C or SIGTERM stops reading and commits what was read; the second stops at once, and
     the third does not wait for anything. Whatever happens, the same command goes on where the table says.

@@ -106,4 +106,7 @@ def _column_values(column: pa.Array) -> list[Any]:
         # Python's datetime ends at microseconds and pyarrow would refuse the rest.
         texts = column.cast(pa.string()).to_pylist()
         return [None if text is None else text.replace(" ", "T", 1) for text in texts]
-    return list(column.to_pylist())
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError):  # a time beyond the year 9999, which Python's datetime cannot hold
+        return list(column.cast(pa.string()).to_pylist())

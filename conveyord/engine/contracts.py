@@ -24,6 +24,7 @@ import pyarrow as pa
 import trio
 from pydantic import BaseModel, ConfigDict
 
+from conveyord.core.errors import BatchError
 from conveyord.core.flow.positions import Positions, Span
 from conveyord.core.flow.tally import Tally
 from conveyord.engine.messages import Batch, Eos, Message, Watermark
@@ -66,8 +67,22 @@ class OperatorContext:
 class Outlet(Protocol):
     """Where a source puts what it has read. Waits while the pipeline is full."""
 
-    async def send(self, data: pa.RecordBatch, spans: tuple[Span, ...], tally: Tally, *, raw_bytes: int) -> None:
-        """Hand over one batch. Spans of a partition must follow each other without a gap."""
+    def expects(self, raw_bytes: int | None) -> None:
+        """Say how much there is to read in all, if that is known, for the display."""
+
+    async def send(
+        self,
+        data: pa.RecordBatch,
+        spans: tuple[Span, ...],
+        tally: Tally,
+        *,
+        raw_bytes: int,
+        states: Mapping[str, str] | None = None,
+    ) -> None:
+        """Hand over one batch. Spans of a partition must follow each other without a gap.
+
+        states: what this source wants back with the positions at the end of `spans`.
+        """
 
     async def watermark(self, watermark: Watermark) -> None: ...
 
@@ -118,12 +133,21 @@ class BatchTransform(Transform):
         async for message in inbound:
             match message:
                 case Batch():
-                    data = await self.context.in_thread(self.apply, message.data)
+                    try:
+                        data = await self.context.in_thread(self.apply, message.data)
+                    except BatchError as error:
+                        raise BatchError(f"{_place(message)}: {error}") from error
                     await outbound.send(message.with_data(data))
                 case Watermark():
                     await outbound.send(message)
                 case Eos():
                     return
+
+
+def _place(batch: Batch) -> str:
+    """Where the records of a batch stand, for a message."""
+    spans = [f"{span.partition.name} bytes {span.first} to {span.end}" for span in batch.spans]
+    return ", ".join(spans[:3]) + (", ..." if len(spans) > 3 else "")
 
 
 @dataclass(frozen=True, slots=True)

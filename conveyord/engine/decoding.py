@@ -53,6 +53,9 @@ class BlockDecoder(Protocol[Layout]):
     All methods are blocking, thread-safe and free of side effects.
     """
 
+    lines_are_records: bool
+    """Whether every line end ends a record, so that reading can go on at the next line after any fault."""
+
     def begin(self, head: bytes) -> tuple[int, Layout]:
         """Look at a file's first bytes. Returns how many to pass over, and the file's layout.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from conveyord.core.errors import ConveyordError, StorageFull
+from conveyord.core.errors import ConveyordError, Retryable, StorageFull
 
 
 @contextmanager
@@ -44,8 +44,10 @@ def storage_errors(what: str) -> Iterator[None]:
             remedy = "free space and run again; it goes on from the last commit"
         elif error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
             remedy = "make it writable and run again"
+        elif error.errno is None:
+            raise  # not the operating system's word: a library that derives from OSError
         else:
-            raise
+            raise Retryable(f"{what}: writing failed ({error.strerror or error}); mend that and run again") from error
         raise StorageFull(f"{what}: cannot be written ({error.strerror or error}); {remedy}") from error
 
 

@@ -2,7 +2,8 @@
 
 Order and repeatability are what exactly-once rests on, so nothing here depends on which thread was
 faster: a block is decoded under the schema known when it was drawn; if an earlier block grew the
-schema meanwhile and this one grew it too, it is decoded again under the grown one.
+schema meanwhile and this one grew it too, it is decoded again under the grown one. The schema as it
+stood is stored with the positions, so that a restart types every column as an uninterrupted run would.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from conveyord.core.errors import RecordError
 from conveyord.core.flow.positions import Partition, Positions, Span
 from conveyord.core.flow.tally import Tally
 from conveyord.core.units import Bytes
-from conveyord.engine.contracts import OperatorConfig, Outlet, Source
+from conveyord.engine.contracts import OperatorConfig, OperatorContext, Outlet, Source
 from conveyord.engine.decoding import SAMPLE_BYTES, BadRecord, BlockDecoder, Decoded
 from conveyord.engine.ordered import ordered_map
 from conveyord.engine.provenance import with_provenance
 from conveyord.engine.schema import fit, merge
-from conveyord.storage.files import Block, BlockReader, discover, head_of, line_number
+from conveyord.engine.schema_memory import remembered_schema, schema_to_remember
+from conveyord.storage.files import COMPRESSED_SUFFIXES, Block, BlockReader, discover, head_of, line_number
 
 log = structlog.get_logger(__name__)
 
@@ -62,15 +64,21 @@ class _File(Generic[Layout]):
 
 @dataclass(frozen=True, slots=True)
 class _Job(Generic[Layout]):
-    """One block and the schema it is first decoded under."""
+    """One block and the schema it is first decoded under, or the damage that ends a file."""
 
     file: _File[Layout]
     block: Block
     schema: pa.Schema
+    damage: RecordError | None = None
 
 
 class FileSource(Source, Generic[Layout]):
     """Base of the file sources. A subclass gives the decoder; everything else is the same for all formats."""
+
+    def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
+        super().__init__(config, context)
+        self._schema = pa.schema([])
+        self._stored: tuple[pa.Schema, str] | None = None
 
     def decoder(self) -> BlockDecoder[Layout]:
         """The decoder for this source's configuration."""
@@ -83,8 +91,10 @@ class FileSource(Source, Generic[Layout]):
         """See `Source.run`. Files are read one after the other in the order of their paths."""
         decoder = self.decoder()
         paths = await self.context.in_thread(discover, self.config.path)
-        self._schema = await self.context.in_thread(self._sample, decoder, paths)
+        remembered = remembered_schema(self.config, [fence.states.get(self.context.stage) for fence in fences])
+        self._schema = remembered or await self.context.in_thread(self._sample, decoder, paths)
         self.check_schema(self._schema)
+        out.expects(await self.context.in_thread(self._bytes_left, paths, fences))
         jobs = self._jobs(decoder, paths, fences, drain)
 
         async def decode(job: _Job[Layout]) -> Decoded:
@@ -95,10 +105,7 @@ class FileSource(Source, Generic[Layout]):
                 await self._emit(out, decoder, job, await self._current(decoder, job, decoded))
 
     def _sample(self, decoder: BlockDecoder[Layout], paths: list[Path]) -> pa.Schema:
-        """The schema of the first `SAMPLE_BYTES` of the source, always from its beginning. Blocking.
-
-        Not from where reading goes on: a restart must type the same columns the same way.
-        """
+        """The schema of the first `SAMPLE_BYTES` of the source. Blocking."""
         samples: list[tuple[Layout, bytearray]] = []
         left = SAMPLE_BYTES
         for path in paths:
@@ -126,17 +133,19 @@ class FileSource(Source, Generic[Layout]):
     ) -> AsyncGenerator[_Job[Layout], None]:
         for path in paths:
             file, blocks = await self.context.in_thread(self._open, decoder, path, fences)
+            at = file.reader.start
             while not drain.is_set():
                 try:
                     block = await self.context.in_thread(next, blocks, None)
                 except RecordError as error:
                     if not self.context.skip_bad:
                         raise
-                    log.warning("passing over the rest of a damaged file", place=error.place, reason=error.reason)
+                    yield _Job(file, Block(at, at, b"", at), self._schema, error)
                     break
                 if block is None:
                     break
                 yield _Job(file, block, self._schema)
+                at = block.end
 
     def _open(
         self, decoder: BlockDecoder[Layout], path: Path, fences: tuple[Positions, ...]
@@ -172,10 +181,12 @@ class FileSource(Source, Generic[Layout]):
     async def _emit(self, out: Outlet, decoder: BlockDecoder[Layout], job: _Job[Layout], decoded: Decoded) -> None:
         """Send the rows of one block; at a bad record, stop behind the rows before it or count it."""
         block, data, bad, end = job.block, decoded.data, decoded.bad, job.block.end
+        skip_bad = self.context.skip_bad
         if block.oversize:
             bad = (self._oversize(block),)
+            skip_bad = skip_bad and decoder.lines_are_records  # else what follows may be the inside of a cell
         error = None
-        if bad and not self.context.skip_bad:
+        if bad and not skip_bad:
             error = await self.context.in_thread(self._error, job, bad[0])
             data, end, bad = data.slice(0, bad[0].row), block.data_first + bad[0].offset, ()
         for record in bad:
@@ -189,22 +200,38 @@ class FileSource(Source, Generic[Layout]):
             inner = range(self.config.batch_rows, data.num_rows, self.config.batch_rows)
             ends = [*((row, offsets[row].as_py()) for row in inner), *ends]
         row, first, skipped = 0, block.first, len(bad)
+        if job.damage is not None:
+            log.warning("passing over the rest of a file", place=job.damage.place, reason=job.damage.reason)
+            skipped = 1
+        states = {self.context.stage: self._state()}
         for row_end, end in ends:
-            if end > first:
+            if end > first or skipped:
                 span = Span(job.file.partition, first, end, job.file.reader.mark(end))
                 tally = Tally(read=row_end - row + skipped, skipped=skipped)
-                await out.send(data.slice(row, row_end - row), (span,), tally, raw_bytes=end - first)
+                rows = data.slice(row, row_end - row)
+                await out.send(rows, (span,), tally, raw_bytes=end - first, states=states)
             row, first, skipped = row_end, end, 0
         if error is not None:
             raise error
 
     def _oversize(self, block: Block) -> BadRecord:
-        length = block.end - block.first
-        reason = (
-            f"the record has {length} bytes, max_record_bytes is {self.config.max_record_bytes}; "
-            "raise that option or mend the record"
-        )
-        return BadRecord(0, length, 0, "RECORD_TOO_LARGE", reason)
+        limit = self.config.max_record_bytes
+        reason = f"the record is longer than max_record_bytes ({limit}); raise that option or mend the record"
+        return BadRecord(0, block.end - block.first, 0, "RECORD_TOO_LARGE", reason)
+
+    def _state(self) -> str:
+        """The present schema as text, made anew only when it has grown."""
+        if self._stored is None or self._stored[0] is not self._schema:
+            self._stored = (self._schema, schema_to_remember(self.config, self._schema))
+        return self._stored[1]
+
+    def _bytes_left(self, paths: list[Path], fences: tuple[Positions, ...]) -> int | None:
+        """Bytes there are to read, or None if some are compressed. Blocking."""
+        if any(path.suffix in COMPRESSED_SUFFIXES for path in paths):
+            return None
+        partitions = [Partition(self.context.stage, str(path)) for path in paths]
+        read = [min(fence[p].offset if p in fence else 0 for fence in fences) for p in partitions]
+        return sum(path.stat().st_size for path in paths) - sum(read)
 
     def _error(self, job: _Job[Layout], bad: BadRecord) -> RecordError:
         """The error that names the place of a bad record: file, line and byte. Blocking."""

@@ -6,8 +6,8 @@ Arrow buffers in `data` are shared and immutable: an operator makes new columns,
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -51,6 +51,8 @@ class Batch:
     spans: tuple[Span, ...]
     tally: Tally
     ack: Ack
+    states: Mapping[str, str] = field(default_factory=dict)
+    """By source, what is to be stored with the end of `spans` (see `Positions.states`)."""
 
     def with_data(self, data: pa.RecordBatch) -> Batch:
         """The same records after a stage made `data` of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import pyarrow as pa
@@ -28,12 +29,24 @@ class TrackedOutlet:
         self._channel = channel
         return self
 
-    async def send(self, data: pa.RecordBatch, spans: tuple[Span, ...], tally: Tally, *, raw_bytes: int) -> None:
+    def expects(self, raw_bytes: int | None) -> None:
+        """See `Outlet.expects`."""
+        self._progress.bytes_total = raw_bytes
+
+    async def send(
+        self,
+        data: pa.RecordBatch,
+        spans: tuple[Span, ...],
+        tally: Tally,
+        *,
+        raw_bytes: int,
+        states: Mapping[str, str] | None = None,
+    ) -> None:
         """See `Outlet.send`."""
         assert self._channel is not None, "the graph gives the outlet its channel before the source runs"
         ticket = self._ledger.track(spans)
         self._sent_at[ticket.number] = trio.current_time()
-        await self._channel.send(Batch(data, spans, tally, Ack(partial(self._settled, ticket))))
+        await self._channel.send(Batch(data, spans, tally, Ack(partial(self._settled, ticket)), states or {}))
         self._progress.rows_in += tally.read
         self._progress.skipped += tally.skipped
         self._progress.bytes_in += raw_bytes

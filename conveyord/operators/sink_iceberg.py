@@ -6,7 +6,7 @@ alone. Batches are acknowledged after the commit that holds them, never before.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import pyarrow as pa
 import structlog
@@ -24,7 +24,12 @@ from conveyord.engine.provenance import COLUMNS
 from conveyord.engine.schema import fit, grow
 from conveyord.storage.lake.catalog import EMBEDDED, open_catalog, open_embedded
 from conveyord.storage.lake.ledger import Ledger
+from conveyord.storage.lake.outcomes import within
+from conveyord.storage.lake.table import DEADLINE_SECONDS
 from conveyord.storage.lake.table_writer import TableWriter, TableWriterOptions, catalog_errors
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +62,9 @@ class IcebergConfig(OperatorConfig):
     target_file_bytes: Bytes = Field(
         default=128 * 1024 * 1024, ge=1024 * 1024, description="A data file is closed when this much is written to it."
     )
+    columns_max: int = Field(
+        default=2_000, ge=1, le=100_000, description="Refuse to grow the table beyond this many columns."
+    )
     adopt: bool = Field(default=False, description="Write to a table that holds rows this pipeline did not write.")
     provenance: bool = Field(
         default=False, description="Add `_source`, `_partition` and `_offset`, so that `audit` can check every row."
@@ -75,6 +83,7 @@ class IcebergSink(Sink):
         self._waiting: list[Ack] = []
         self._spans: list[Span] = []
         self._tally = Tally()
+        self._states: dict[str, str] = {}
         self._oldest_at: float | None = None
 
     async def open(self) -> Positions:
@@ -85,15 +94,7 @@ class IcebergSink(Sink):
     def _connect(self) -> TableWriter:
         config: IcebergConfig = self.config
         with catalog_errors("catalog" if isinstance(config.catalog, dict) else f"catalog {config.catalog!r}"):
-            if isinstance(config.catalog, dict):
-                catalog = open_catalog("inline", config.catalog)
-            elif config.catalog == EMBEDDED and EMBEDDED not in self.context.catalogs:
-                catalog = open_embedded(self.context.data_dir)
-            elif config.catalog in self.context.catalogs:
-                catalog = open_catalog(config.catalog, self.context.catalogs[config.catalog])
-            else:
-                known = ", ".join(sorted({EMBEDDED, *self.context.catalogs}))
-                raise ConfigError(f"catalog {config.catalog!r} is not configured; conveyord.toml has {known}")
+            catalog = within(DEADLINE_SECONDS, self._catalog)
         options = TableWriterOptions(
             identifier=config.table,
             pipeline=self.context.pipeline,
@@ -103,6 +104,17 @@ class IcebergSink(Sink):
             target_file_bytes=config.target_file_bytes,
         )
         return TableWriter(catalog, Ledger(self.context.data_dir), options)
+
+    def _catalog(self) -> Catalog:
+        named: str | dict[str, str] = self.config.catalog
+        if isinstance(named, dict):
+            return open_catalog("inline", named)
+        if named in self.context.catalogs:
+            return open_catalog(named, self.context.catalogs[named])
+        if named == EMBEDDED:
+            return open_embedded(self.context.data_dir)
+        known = ", ".join(sorted({EMBEDDED, *self.context.catalogs}))
+        raise ConfigError(f"catalog {named!r} is not configured; conveyord.toml has {known}")
 
     async def run(self, inbound: trio.MemoryReceiveChannel[Message]) -> None:
         """See `Sink.run`."""
@@ -130,6 +142,7 @@ class IcebergSink(Sink):
         self._waiting.append(batch.ack)
         self._spans += batch.spans
         self._tally += batch.tally
+        self._states.update(batch.states)
         if self._oldest_at is None:
             self._oldest_at = trio.current_time()
         policy: CommitPolicy = self.config.commit
@@ -147,6 +160,7 @@ class IcebergSink(Sink):
         held = self._writer.schema
         schema, data = grow(pa.schema([]) if held is None else held, batch.data)
         if held is None or not schema.equals(held):
+            self._check_width(schema)
             if len(schema) == 0:
                 self._refuse_fieldless(batch)
                 return
@@ -154,6 +168,15 @@ class IcebergSink(Sink):
             data = fit(batch.data, self._writer.schema)
         if data.num_rows:
             self._writer.write(data)
+
+    def _check_width(self, schema: pa.Schema) -> None:
+        limit: int = self.config.columns_max
+        if len(schema) > limit:
+            raise BatchError(
+                f"table {self.config.table}: the rows have {len(schema)} columns ({schema.names[-1]!r} is the newest), "
+                f"columns_max is {limit}; if keys of the records are data, such as ids, keep that object as text or a "
+                "list, otherwise raise columns_max"
+            )
 
     def _refuse_fieldless(self, batch: Batch) -> None:
         if batch.data.num_rows:
@@ -194,11 +217,11 @@ class IcebergSink(Sink):
             self._oldest_at = None
             return
         with storage_errors(f"table {self.config.table}"):
-            await self.context.in_thread(self._writer.commit, self._spans, self._tally)
+            await self.context.in_thread(self._writer.commit, self._spans, self._tally, self._states)
         for ack in self._waiting:
             ack.settle()
         log.debug("committed", table=self.config.table, rows=rows, reason=reason)
-        self._waiting, self._spans, self._tally, self._oldest_at = [], [], Tally(), None
+        self._waiting, self._spans, self._tally, self._states, self._oldest_at = [], [], Tally(), {}, None
 
     def report(self) -> SinkReport:
         """See `Sink.report`. Rows count once they are committed."""

@@ -26,6 +26,7 @@ READ_BYTES = 1024 * 1024  # one read of a compressed file, and the most that one
 ZSTD_STEP_BYTES = 2048  # a hostile 2 KiB of zstd inflates to at most ~64 MiB, so memory stays bounded
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+COMPRESSED_SUFFIXES = frozenset({".gz", ".zst"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,18 @@ class Block:
 
 
 def discover(pattern: str) -> list[Path]:
-    """The files that `pattern` matches, absolute and sorted by path, so that every run agrees on the order.
+    """The files that `pattern` matches, each once, sorted by path, so that every run agrees on the order.
 
+    Paths are absolute and without symbolic links: a file is the same by whatever way it is reached.
     Blocking. Raises ConfigError if there is none: a typo must not look like an empty input.
     """
-    paths = sorted(Path(found).absolute() for found in glob.glob(pattern, recursive=True))
-    files = [path for path in paths if path.is_file()]
+    paths = {Path(found).resolve() for found in glob.glob(pattern, recursive=True)}
+    files = sorted(path for path in paths if path.is_file())
+    for path in files:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"path {pattern!r} matches {path!r}, whose name is not UTF-8; rename it") from error
     if not files:
         if Path(pattern).is_dir():
             raise ConfigError(f"path {pattern!r} is a directory; name the files in it, such as {pattern.rstrip('/')}/*")
@@ -83,7 +90,7 @@ def _content(path: Path, raw: BinaryIO, first: int) -> Iterator[bytes]:
         yield from _after(first, _inflate_gzip(path, raw.read))
     elif head == ZSTD_MAGIC:
         yield from _after(first, _inflate_zstd(path, raw.read))
-    elif path.suffix in {".gz", ".zst"} and head:
+    elif path.suffix in COMPRESSED_SUFFIXES and head:
         reason = f"the name ends in {path.suffix} but the content is not of that format; rename or repair it"
         raise RecordError(str(path), reason, code="TRUNCATED_FILE")
     else:
@@ -180,8 +187,7 @@ def line_number(path: Path, offset: int) -> int:
 
 def mark_of(head: bytes, end: int) -> str:
     """The mark of a file whose content starts with `head`, at position `end`."""
-    length = min(end, MARK_BYTES)
-    assert len(head) >= length, "the head must hold everything the mark covers"
+    length = min(end, MARK_BYTES, len(head))  # a file may have grown since its head was read
     return f"{length}:{hashlib.sha256(head[:length]).hexdigest()[:32]}"
 
 
@@ -205,12 +211,12 @@ class BlockReader:
         cuts: tuple[int, ...] = (),
     ) -> None:
         self._path = path
-        self._start = position.offset if position else 0
+        self.start = position.offset if position else 0
         self._header_bytes = header_bytes
         self._boundary = boundary
         self._block_bytes = block_bytes
         self._record_bytes_max = record_bytes_max
-        self._cuts = tuple(sorted(cut for cut in cuts if cut > self._start))
+        self._cuts = tuple(sorted(cut for cut in cuts if cut > self.start))
         self._head = head_of(path, MARK_BYTES)
         if position:
             self._recognise(position)
@@ -233,7 +239,7 @@ class BlockReader:
         Raises RecordError (TRUNCATED_FILE) after the last whole record if the file is cut or damaged,
         and Refused if the file is shorter than its position.
         """
-        buffer, at = bytearray(), self._start
+        buffer, at = bytearray(), self.start
         feed = _Feed(self._from_start())
         want_bytes = self._block_bytes
         while feed.fill(buffer, want_bytes) or buffer:
@@ -270,21 +276,21 @@ class BlockReader:
 
     def _from_start(self) -> Iterator[bytes]:
         """The content from the start position on; Refused if the file ends before it, or if its last line grew."""
-        if self._start == 0:
+        if self.start == 0:
             yield from open_chunks(self._path)
             return
-        chunks = open_chunks(self._path, self._start - 1)
+        chunks = open_chunks(self._path, self.start - 1)
         before = next(chunks, b"")
         if not before:
             raise Refused(
-                f"{self._path}: was read up to byte {self._start} before but is shorter now; it was truncated. "
+                f"{self._path}: was read up to byte {self.start} before but is shorter now; it was truncated. "
                 "Restore the file, or give the new content another name"
             )
         rest = before[1:] or next(chunks, b"")
-        is_inside_line = self._start > self._header_bytes and before[:1] != b"\n" and rest[:1] not in {b"\n", b"\r"}
+        is_inside_line = self.start > self._header_bytes and before[:1] != b"\n" and rest[:1] not in {b"\n", b"\r"}
         if rest and is_inside_line:
             raise Refused(
-                f"{self._path}: its last line was read without a line end up to byte {self._start} and has grown, "
+                f"{self._path}: its last line was read without a line end up to byte {self.start} and has grown, "
                 "so the table holds only its beginning. Restore the line, and put what is new on lines of its own"
             )
         yield from itertools.chain((rest,), chunks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,25 @@ class Collector:
 
     def __init__(self, drain_after: int | None = None) -> None:
         self.batches: list[tuple[pa.RecordBatch, tuple[Span, ...], Tally]] = []
+        self.states: list[dict[str, str]] = []
+        self.expected_bytes: int | None = None
         self.drain = trio.Event()
         self._drain_after = drain_after
 
-    async def send(self, data: pa.RecordBatch, spans: tuple[Span, ...], tally: Tally, *, raw_bytes: int) -> None:
+    def expects(self, raw_bytes: int | None) -> None:
+        self.expected_bytes = raw_bytes
+
+    async def send(
+        self,
+        data: pa.RecordBatch,
+        spans: tuple[Span, ...],
+        tally: Tally,
+        *,
+        raw_bytes: int,
+        states: Mapping[str, str] | None = None,
+    ) -> None:
         await trio.lowlevel.checkpoint()
+        self.states.append(dict(states or {}))
         self.batches.append((data, spans, tally))
         if len(self.batches) == self._drain_after:
             self.drain.set()
@@ -45,7 +60,12 @@ class Collector:
 
     @property
     def positions(self) -> Positions:
-        return Positions().advanced(span for _, spans, _ in self.batches for span in spans)
+        return self.positions_after(len(self.batches))
+
+    def positions_after(self, batches: int) -> Positions:
+        """What a fence after the first `batches` batches holds."""
+        moved = Positions().advanced(span for _, spans, _ in self.batches[:batches] for span in spans)
+        return Positions(moved, {k: v for states in self.states[:batches] for k, v in states.items()})
 
 
 async def read(
@@ -132,7 +152,7 @@ async def test_skipped_records_are_counted(tmp_path: Path) -> None:
 async def test_a_record_beyond_the_limit_is_a_bad_record(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines(0, 10) + b'{"n":"' + b"x" * 20_000_000 + b'"}\n' + lines(10, 20))
-    with pytest.raises(RecordError, match="max_record_bytes is 16777216") as caught:
+    with pytest.raises(RecordError, match=r"longer than max_record_bytes \(16777216\)") as caught:
         await read(path)
     assert caught.value.code == "RECORD_TOO_LARGE"
     out = await read(path, skip_bad=True)
@@ -215,3 +235,72 @@ async def test_csv_files_with_other_headers_are_matched_by_name(tmp_path: Path) 
     config = FileCsvConfig(path=str(tmp_path / "*.csv"))
     await FileCsvSource(config, context).run(out, fences=(Positions(),), drain=out.drain)
     assert out.rows == [{"id": 1, "name": "a", "more": None}, {"id": 2, "name": "b", "more": "x"}]
+
+
+def values(out: Collector) -> list[dict[str, Any]]:
+    """Rows without their nulls: a column that a batch does not know yet is a null of that row."""
+    return [{name: value for name, value in row.items() if value is not None} for row in out.rows]
+
+
+async def test_late_columns_are_typed_alike_wherever_a_run_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    filler = b"".join(b'{"n":%d,"pad":"%s"}\n' % (n, b"x" * 1000) for n in range(17_000))  # beyond the sample
+    late = [
+        {"n": n, "c": f"s{n}" if n < 18_000 else n, "v": n if n > 19_000 else n / 3, "pad": "p" * 90}
+        for n in range(17_000, 21_000)
+    ]
+    path.write_bytes(filler + "".join(json.dumps(row) + "\n" for row in late).encode())
+    whole = await read(path)
+    expected = values(whole)
+    assert expected[17_000]["c"] == "s17000"
+    assert expected[18_000]["c"] == "18000"
+    done, compared = 0, 0
+    for index, (data, _, _) in enumerate(whole.batches, 1):
+        done += data.num_rows
+        if 17_000 < done < 21_000:
+            rest = await read(path, fences=(whole.positions_after(index),))
+            assert values(rest) == expected[done:]
+            compared += 1
+    assert compared >= 3
+
+
+async def test_other_options_infer_anew(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id\n1\n")
+    context = OperatorContext("default/p", "source", tmp_path, trio.CapacityLimiter(2))
+    first, second = Collector(), Collector()
+    config = FileCsvConfig(path=str(tmp_path / "*.csv"))
+    await FileCsvSource(config, context).run(first, fences=(Positions(),), drain=first.drain)
+    (tmp_path / "b.csv").write_text("id\n2\n")
+    config = FileCsvConfig(path=str(tmp_path / "*.csv"), types={"id": "string"})
+    await FileCsvSource(config, context).run(second, fences=(first.positions,), drain=second.drain)
+    assert (first.rows, second.rows) == ([{"id": 1}], [{"id": "2"}])
+
+
+async def test_a_damaged_file_that_is_passed_over_is_counted_and_read_on_once_restored(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    whole = gzip.compress(lines(0, 10_000))
+    path.write_bytes(whole[: len(whole) // 2])
+    out = await read(path, skip_bad=True)
+    assert sum((tally for _, _, tally in out.batches), Tally()) == Tally(read=len(out.rows) + 1, skipped=1)
+    path.write_bytes(whole)
+    rest = await read(path, fences=(out.positions,))
+    assert [row["n"] for row in out.rows + rest.rows] == list(range(10_000))
+
+
+async def test_an_oversize_quoted_record_stops_even_when_bad_ones_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('id,text\n1,a\n2,"' + "9,inside\n" * 2_500_000 + '"\n3,c\n')
+    context = OperatorContext("default/p", "source", tmp_path, trio.CapacityLimiter(2), skip_bad=True)
+    out = Collector()
+    with pytest.raises(RecordError, match=r"a\.csv:3 .*longer than max_record_bytes"):
+        await FileCsvSource(FileCsvConfig(path=str(path)), context).run(out, fences=(Positions(),), drain=out.drain)
+    assert out.rows == [{"id": 1, "text": "a"}]
+
+
+async def test_what_there_is_to_read_is_told_where_it_is_known(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(0, 5_000))
+    first = await read(tmp_path / "*", out=Collector(drain_after=1))
+    rest = await read(tmp_path / "*", fences=(first.positions,))
+    assert first.expected_bytes == len(lines(0, 5_000))
+    (position,) = first.positions.values()
+    assert rest.expected_bytes == len(lines(0, 5_000)) - position.offset

@@ -138,7 +138,7 @@ async def test_a_failed_stage_delivers_what_came_before_and_stops_the_source(tmp
     run = Run(tmp_path)
     run.source.batches = 1_000_000
     run.transform.at = 5
-    assert await run.go() == [("transform", "cannot go on")]
+    assert await run.go() == [("transform", "a bytes 5 to 6: cannot go on")]
     assert run.sink.rows == list(range(5))
     assert run.sink.ended
     assert run.source.sent < 20

@@ -231,3 +231,12 @@ def test_nothing_of_a_real_file_is_lost(name: str) -> None:
         for key, value in wanted.items():
             text = key in strings and value is not None and not isinstance(value, str)
             assert row[key] == (json.dumps(value) if text else value), key
+
+
+@pytest.mark.parametrize("key", ["", "b\\u0000c"])
+def test_a_key_that_cannot_name_a_column_makes_a_bad_record(key: str) -> None:
+    block = b'{"a":1}\n' + f'{{"a":2,"in":{{"{key}":3}}}}\n'.encode() + b'{"a":3}\n'
+    decoder = JsonLinesDecoder()
+    decoded = decoder.decode(block, decoder.infer(block, None), None)
+    assert [(bad.code, bad.row) for bad in decoded.bad] == [("BAD_KEY", 1)]
+    assert decoded.data.to_pylist() == [{"a": 1}, {"a": 3}]

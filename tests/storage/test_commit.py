@@ -16,6 +16,7 @@ from conveyord.core.planning.fence import INLINE_MAX, fence_key
 from conveyord.storage.lake.catalog import open_embedded, open_embedded_read_only
 from conveyord.storage.lake.commit import Rebuild
 from conveyord.storage.lake.fileio import local_path
+from conveyord.storage.lake.ledger import Ledger
 from tests.storage.lake_rig import NAME, PIPELINE, SCHEMA, Run, assert_exactly_once, load, offsets
 
 
@@ -250,3 +251,9 @@ def test_a_warehouse_path_that_readers_would_misread_is_refused(tmp_path: Path) 
     run = Run(tmp_path / "with space é").open()
     run.commit_next()
     assert assert_exactly_once(load(tmp_path / "with space é")) == 1
+
+
+def test_a_damaged_ledger_says_that_it_may_be_deleted(tmp_path: Path) -> None:
+    (tmp_path / "runs.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(Corrupt, match="delete that file"):
+        Ledger(tmp_path)

@@ -191,3 +191,28 @@ def test_discovery_sorts_and_refuses_a_pattern_without_files(tmp_path: Path) -> 
 def test_line_numbers_count_from_one(tmp_path: Path) -> None:
     path = write(tmp_path / "a.gz", LINES, "gz")
     assert [line_number(path, offset) for offset in (0, 7, 8, 9)] == [1, 1, 2, 2]
+
+
+def test_a_small_file_may_grow_between_being_opened_and_being_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"one\n")
+    opened = reader(path)
+    path.write_bytes(b"one\n" + b"two\n" * 100)
+    (block,) = opened.blocks()
+    rest = reader(path, Position(block.end, opened.mark(block.end)))
+    assert list(rest.blocks()) == []
+
+
+def test_a_file_is_found_once_by_whatever_way_it_is_reached(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.jsonl").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    expected = [tmp_path / "real" / "a.jsonl"]
+    assert discover(str(tmp_path / "*" / "a.jsonl")) == expected
+    assert discover(str(tmp_path / "real" / ".." / "link" / "a.jsonl")) == expected
+
+
+def test_a_file_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "\udcff.jsonl").touch()
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        discover(str(tmp_path / "*.jsonl"))

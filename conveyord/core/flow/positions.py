@@ -50,12 +50,19 @@ class Span:
 
 
 class Positions(Mapping[Partition, Position]):
-    """An immutable map from partition to position. A partition that is absent was never read."""
+    """An immutable map from partition to position. A partition that is absent was never read.
 
-    __slots__ = ("_by_partition",)
+    `states` holds, by source, a text that the source wants back when it goes on from here, such as the
+    types it has settled on. It belongs to the positions: both are stored and read together.
+    """
 
-    def __init__(self, by_partition: Mapping[Partition, Position] | None = None) -> None:
+    __slots__ = ("_by_partition", "states")
+
+    def __init__(
+        self, by_partition: Mapping[Partition, Position] | None = None, states: Mapping[str, str] | None = None
+    ) -> None:
         self._by_partition: dict[Partition, Position] = dict(by_partition or {})
+        self.states: dict[str, str] = dict(states or {})
 
     def __getitem__(self, partition: Partition) -> Position:
         return self._by_partition[partition]
@@ -81,7 +88,7 @@ class Positions(Mapping[Partition, Position]):
             if known is not None and span.first != known.offset:
                 raise ValueError(f"{span.partition}: span starts at {span.first}, position is {known.offset}")
             moved[span.partition] = span.position
-        return Positions(moved)
+        return Positions(moved, self.states)
 
     def covers(self, span: Span) -> bool:
         """Whether everything in `span` lies below these positions."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,8 +53,9 @@ class Fence:
 
     inline: positions written in the property itself, least recently moved first; they override
     `archived`. archived: contents of `archive`, once loaded. tally and rows are cumulative over all
-    batches. writer: token of the run that committed batch n, so that two runs of one pipeline can
-    tell their batches apart. sequence: the table's sequence number of that commit.
+    batches. states: what each source wants back with its positions (see `Positions`). writer: token of
+    the run that committed batch n, so that two runs of one pipeline can tell their batches apart.
+    sequence: the table's sequence number of that commit.
     """
 
     n: int
@@ -63,6 +64,7 @@ class Fence:
     archive: ArchiveRef | None = None
     tally: Tally = field(default_factory=Tally)
     rows: int = 0
+    states: Mapping[str, str] = field(default_factory=dict)
     writer: str = ""
     sequence: int = 0
 
@@ -70,17 +72,19 @@ class Fence:
     def positions(self) -> Positions:
         """Where to go on in every partition. The archive must have been loaded."""
         assert self.is_loaded, "positions asked of a fence whose archive was not loaded"
-        return Positions({**self.archived, **self.inline})
+        return Positions({**self.archived, **self.inline}, self.states)
 
     @property
     def is_loaded(self) -> bool:
         return self.archive is None or len(self.archived) == self.archive.count
 
-    def advanced(self, spans: Iterable[Span], tally: Tally, rows: int) -> Fence:
+    def advanced(
+        self, spans: Iterable[Span], tally: Tally, rows: int, states: Mapping[str, str] | None = None
+    ) -> Fence:
         """The fence of the next batch, which covers `spans` and adds `rows` rows to the table.
 
-        `tally` and `rows` are of this batch alone. Raises ValueError if a span leaves a gap or goes
-        back: storing such a fence would hide lost or doubled rows for ever.
+        `tally` and `rows` are of this batch alone; `states` replaces those of the sources it names. Raises
+        ValueError if a span leaves a gap or goes back: such a fence would hide lost or doubled rows for ever.
         """
         assert self.is_loaded, "advanced a fence whose archive was not loaded"
         moved = dict(self.inline)
@@ -89,7 +93,14 @@ class Fence:
             if known is not None and span.first != known.offset:
                 raise ValueError(f"{span.partition}: span starts at {span.first}, fence is at {known.offset}")
             moved[span.partition] = span.position
-        return replace(self, n=self.n + 1, inline=Positions(moved), tally=self.tally + tally, rows=self.rows + rows)
+        return replace(
+            self,
+            n=self.n + 1,
+            inline=Positions(moved),
+            tally=self.tally + tally,
+            rows=self.rows + rows,
+            states={**self.states, **(states or {})},
+        )
 
     def same_batch(self, other: Fence) -> bool:
         """Whether both are the fence of one batch by one writer, wherever and whenever it landed."""
@@ -144,6 +155,8 @@ def encode(fence: Fence) -> str:
         "sequence": fence.sequence,
         "positions": _rows_of(fence.inline),
     }
+    if fence.states:
+        body["states"] = dict(fence.states)
     if fence.archive is not None:
         ref = fence.archive
         body["archive"] = {"location": ref.location, "sha256": ref.sha256, "count": ref.count}
@@ -176,10 +189,11 @@ def decode(text: str, *, where: str) -> Fence:
             archive=ref,
             tally=tally,
             rows=_count(body["rows"]),
+            states={_text(source): _text(state) for source, state in body.get("states", {}).items()},
             writer=_text(body["writer"]),
             sequence=_count(body["sequence"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Corrupt(f"{where}: a field is missing or wrong ({error!r}); {remedy}") from error
 
 

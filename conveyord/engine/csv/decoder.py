@@ -67,6 +67,7 @@ class CsvDecoder:
         for name, word in (types or {}).items():
             if word not in DECLARED:
                 raise ConfigError(f"types.{name}: must be one of {', '.join(DECLARED)}, got {word!r}")
+        self.lines_are_records = quote is None
         self._header = header
         self._delimiter, self._quote = delimiter, quote
         self._declared = {name: DECLARED[word] for name, word in (types or {}).items()}
@@ -264,6 +265,8 @@ def _header_names(cells: list[bytes]) -> tuple[str, ...]:
         remedy = "mend the header, or set header: false to name columns f0, f1, ..."
         if not name.strip():
             raise RecordError("header", f"column {number} has no name; {remedy}", code="BAD_HEADER")
+        if "\0" in name:
+            raise RecordError("header", f"the name of column {number} holds a NUL; {remedy}", code="BAD_HEADER")
         if name in names:
             where = f"columns {names.index(name) + 1} and {number}"
             raise RecordError("header", f"{where} are both named {name!r}; {remedy}", code="BAD_HEADER")

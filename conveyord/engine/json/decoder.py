@@ -21,6 +21,8 @@ from conveyord.engine.json.strict import decode_strict
 class JsonLinesDecoder:
     """`BlockDecoder[None]` for JSON lines: a file's layout is its schema alone. Holds no state."""
 
+    lines_are_records = True
+
     def begin(self, head: bytes) -> tuple[int, None]:
         """Pass over a UTF-8 byte order mark. Raises RecordError for a file in UTF-16 or UTF-32."""
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):

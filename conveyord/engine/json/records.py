@@ -6,6 +6,7 @@
 | MULTIPLE_VALUES | more than one JSON value |
 | NOT_AN_OBJECT | JSON, but an array or a bare value |
 | DUPLICATE_KEY | an object, at any depth, with the same key twice |
+| BAD_KEY | an object with a key that is empty or holds a NUL, which no column can be named |
 | NOT_A_NUMBER | NaN, Infinity or -Infinity, which JSON does not have |
 | INVALID_UTF8 | bytes that are not UTF-8 |
 | LONE_SURROGATE | half of a surrogate pair, as an escape |
@@ -100,6 +101,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise Unusable("DUPLICATE_KEY", f"the key {twice!r} stands twice in one object")
+    if "" in value or "\0" in "".join(value):
+        bad = next(key for key in value if not key or "\0" in key)
+        raise Unusable("BAD_KEY", f"the key {bad!r} cannot name a column; rename it")
     return value
 
 

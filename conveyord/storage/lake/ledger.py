@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from conveyord.core.errors import StorageFull
+from conveyord.core.errors import Corrupt, StorageFull
 from conveyord.storage.lake.outcomes import FULL_MESSAGES
 
 LEDGER_FILE = "runs.db"
@@ -41,7 +41,8 @@ CREATE TABLE IF NOT EXISTS lake_files (
 class Ledger:
     """The ledger of one data directory. Thread-safe; one per process, whose data directory is locked.
 
-    Blocking. `clock` gives seconds since the epoch. Raises StorageFull if the disk is full or read-only.
+    Blocking. `clock` gives seconds since the epoch. Raises StorageFull if the disk is full or read-only,
+    Corrupt if the file is damaged.
     """
 
     def __init__(self, data_dir: Path, *, clock: Callable[[], float] = time.time) -> None:
@@ -78,7 +79,7 @@ class Ledger:
             self._connection.execute("COMMIT")
 
     def read(self, query: str, parameters: tuple[object, ...]) -> list[tuple[str, ...]]:
-        with self._lock:
+        with self._lock, self._translating():
             return self._connection.execute(query, parameters).fetchall()
 
     @contextmanager
@@ -89,6 +90,11 @@ class Ledger:
             if any(message in str(error) for message in FULL_MESSAGES):
                 raise StorageFull(f"{self._path}: {error}; free space or make it writable, then run again") from error
             raise
+        except sqlite3.DatabaseError as error:
+            raise Corrupt(
+                f"{self._path}: {error}; delete that file and run again. It only remembers which files may be "
+                "garbage: no row depends on it"
+            ) from error
 
 
 class TableLedger:

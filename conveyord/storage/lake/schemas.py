@@ -119,6 +119,8 @@ def _check_field_names(fields: Sequence[NestedField], place: str) -> None:
         name = field.name
         if not name:
             raise ConfigError(f"a column {within} has an empty name; name it, for example with `SELECT ... AS name`")
+        if "\0" in name:
+            raise ConfigError(f"a column {within} has a NUL in its name {name!r}; rename it")
         if name in stored.values():
             raise ConfigError(f"column {name!r} appears twice {within}; rename one of them")
         # Parquet files carry names with special characters escaped, "a b" as "a_x20b".

@@ -7,11 +7,11 @@ with the fence, then the caller may acknowledge.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from conveyord.storage.lake.data_files import DataFileWriter
     from conveyord.storage.lake.ledger import Ledger
+
+T = TypeVar("T")
 
 REBUILDS_MAX = 5  # someone who changes the partitioning more often than this during one commit is a bug
 
@@ -100,8 +102,7 @@ class TableWriter:
         fence = self._committer.open(adopt=self._options.adopt, adopt_from=self._options.adopt_from)
         if fence is None:
             return Positions()
-        with catalog_errors(f"table {self._options.identifier}"):
-            self._use(self._catalog.load_table(self._options.identifier))
+        self._use(self._ask(lambda: self._catalog.load_table(self._options.identifier)))
         return fence.positions
 
     def shape(self, schema: pa.Schema) -> None:
@@ -110,25 +111,30 @@ class TableWriter:
         Files that were begun under the former schema are closed and stay valid: a column that a file
         lacks reads as null.
         """
-        with catalog_errors(f"table {self._options.identifier}"):
-            self._shape(schema)
-
-    def _shape(self, schema: pa.Schema) -> None:
         from conveyord.storage.lake.schemas import TableAppeared, create_table, evolve
 
+        identifier, partition_by = self._options.identifier, self._options.partition_by
         if self._table is None:
+            properties = self._committer.initial_properties()
             with suppress(TableAppeared):  # someone else was faster: whether it may be written is seen below
-                create_table(
-                    self._catalog,
-                    self._options.identifier,
-                    schema,
-                    self._options.partition_by,
-                    self._committer.initial_properties(),
+                self._ask(lambda: create_table(self._catalog, identifier, schema, partition_by, properties))
+            if self.open():
+                raise Refused(
+                    f"table {identifier}: another run of {self._options.pipeline} created it and has written to it "
+                    "meanwhile; let one of the two finish, then run again"
                 )
-            self.open()
         else:
             self._stage()
-        self._use(evolve(self._opened(), schema))
+        table = self._opened()
+        self._use(self._ask(lambda: evolve(table, schema)))
+
+    def _ask(self, work: Callable[[], T]) -> T:
+        """What the catalog answers, within the deadline; its errors as sentences about the table."""
+        from conveyord.storage.lake.outcomes import within
+        from conveyord.storage.lake.table import DEADLINE_SECONDS
+
+        with catalog_errors(f"table {self._options.identifier}"):
+            return within(DEADLINE_SECONDS, work)
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Write rows, with exactly `self.schema`, to data files that nothing names yet."""
@@ -141,8 +147,10 @@ class TableWriter:
         staged = sum(file.file_size_in_bytes for file in self._staged)
         return staged + (self._files.bytes_written + self._files.buffered_bytes if self._files else 0)
 
-    def commit(self, spans: Iterable[Span], tally: Tally) -> None:
+    def commit(self, spans: Iterable[Span], tally: Tally, states: Mapping[str, str]) -> None:
         """Put the rows written since the last commit and the fence that names their records into the table.
+
+        states: what the sources want back when they go on from here.
 
         On return they are in the table exactly once, and on disk. Raises OutcomeUnknown if that cannot be
         found out; the next run finds out. Raises Refused, Retryable or StorageFull if they are not there.
@@ -151,7 +159,7 @@ class TableWriter:
 
         self._stage()
         rows = sum(file.record_count for file in self._staged)
-        fence = self._committer.fence.advanced(spans, tally, rows)
+        fence = self._committer.fence.advanced(spans, tally, rows, states)
         for _ in range(REBUILDS_MAX):
             try:
                 table = self._opened()
@@ -196,8 +204,7 @@ class TableWriter:
         """Write the staged rows again as the table wants them now."""
         from conveyord.storage.lake.data_files import WriterOptions, rewrite
 
-        with catalog_errors(f"table {self._options.identifier}"):
-            table = self._catalog.load_table(self._options.identifier)
+        table = self._ask(lambda: self._catalog.load_table(self._options.identifier))
         options = WriterOptions(target_file_bytes=self._options.target_file_bytes)
         self._staged = rewrite(self._staged, table, options, self._ledger.intend)
         self._use(table)
