@@ -6,7 +6,8 @@ alone. Batches are acknowledged after the commit that holds them, never before.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import Annotated
 
 import pyarrow as pa
 import structlog
@@ -22,14 +23,11 @@ from conveyord.engine.failures import storage_errors
 from conveyord.engine.messages import Ack, Batch, Eos, Message
 from conveyord.engine.provenance import COLUMNS
 from conveyord.engine.schema import fit, grow
-from conveyord.storage.lake.catalog import EMBEDDED, open_catalog, open_embedded
+from conveyord.storage.lake.catalog import EMBEDDED, open_named
 from conveyord.storage.lake.ledger import Ledger
 from conveyord.storage.lake.outcomes import within
 from conveyord.storage.lake.table import DEADLINE_SECONDS
 from conveyord.storage.lake.table_writer import TableWriter, TableWriterOptions, catalog_errors
-
-if TYPE_CHECKING:
-    from pyiceberg.catalog import Catalog
 
 log = structlog.get_logger(__name__)
 
@@ -93,8 +91,9 @@ class IcebergSink(Sink):
 
     def _connect(self) -> TableWriter:
         config: IcebergConfig = self.config
+        catalogs = self.context.catalogs
         with catalog_errors("catalog" if isinstance(config.catalog, dict) else f"catalog {config.catalog!r}"):
-            catalog = within(DEADLINE_SECONDS, self._catalog)
+            catalog = within(DEADLINE_SECONDS, partial(open_named, config.catalog, self.context.data_dir, catalogs))
         options = TableWriterOptions(
             identifier=config.table,
             pipeline=self.context.pipeline,
@@ -104,17 +103,6 @@ class IcebergSink(Sink):
             target_file_bytes=config.target_file_bytes,
         )
         return TableWriter(catalog, Ledger(self.context.data_dir), options)
-
-    def _catalog(self) -> Catalog:
-        named: str | dict[str, str] = self.config.catalog
-        if isinstance(named, dict):
-            return open_catalog("inline", named)
-        if named in self.context.catalogs:
-            return open_catalog(named, self.context.catalogs[named])
-        if named == EMBEDDED:
-            return open_embedded(self.context.data_dir)
-        known = ", ".join(sorted({EMBEDDED, *self.context.catalogs}))
-        raise ConfigError(f"catalog {named!r} is not configured; conveyord.toml has {known}")
 
     async def run(self, inbound: trio.MemoryReceiveChannel[Message]) -> None:
         """See `Sink.run`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler
@@ -20,7 +21,7 @@ from pyiceberg.exceptions import NamespaceAlreadyExistsError, TableAlreadyExists
 from pyiceberg.partitioning import UNPARTITIONED_PARTITION_SPEC
 
 from conveyord.storage.lake.catalog import open_embedded
-from tests.e2e.harness import Job, Running, lines
+from tests.e2e.harness import Job, Running, conveyord, lines
 from tests.storage.rest_catalog import RestServer, failed
 
 # Handlers that never answered keep their sockets until the server goes away.
@@ -198,3 +199,17 @@ def test_a_catalog_that_is_not_there_is_named(job: Job) -> None:
 
 def held_back(running: Running, server: RestServer) -> bool:
     return running.until(lambda: bool(server.held))
+
+
+@pytest.mark.check
+def test_a_catalog_that_is_silent_from_the_start_is_given_up(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"a":1}\n')
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        (tmp_path / "p.yaml").write_text(
+            "apiVersion: conveyor.etl/v1\nkind: Pipeline\nmetadata: {name: p}\nspec:\n"
+            "  source: {type: file_jsonl, path: a.jsonl}\n"
+            f"  sink: {{type: iceberg, table: a.b, catalog: {{type: rest, uri: '{uri}'}}}}\n"
+        )
+        ended = conveyord("run", "p.yaml", "--data-dir", "data", "-o", "json", cwd=tmp_path)
+    ended.failed("did not answer within 60 s")

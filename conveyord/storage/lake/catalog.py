@@ -73,6 +73,21 @@ def open_embedded_read_only(data_dir: Path) -> Catalog:
     return catalog
 
 
+def open_named(catalog: str | Mapping[str, str], data_dir: Path, catalogs: Mapping[str, Mapping[str, str]]) -> Catalog:
+    """Blocking. Open a catalog for writing: one of `catalogs` by name, the embedded one, or one by its properties.
+
+    Raises ConfigError for a name that is not configured, and as the functions that do the opening.
+    """
+    if not isinstance(catalog, str):
+        return open_catalog("inline", catalog)
+    if catalog in catalogs:
+        return open_catalog(catalog, catalogs[catalog])
+    if catalog == EMBEDDED:
+        return open_embedded(data_dir)
+    known = ", ".join(sorted({EMBEDDED, *catalogs}))
+    raise ConfigError(f"catalog {catalog!r} is not configured; conveyord.toml has {known}")
+
+
 def open_catalog(name: str, properties: Mapping[str, str]) -> Catalog:
     """Blocking. Open a configured catalog. `properties` are pyiceberg's, as it documents them.
 
