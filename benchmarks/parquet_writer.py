@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     pa.set_cpu_count(1)
@@ -117,8 +117,8 @@ def main() -> None:
         for name, runs in times.items()
     }
     if arguments.json:
-        print(json.dumps({"rows": arguments.rows, "rounds": arguments.rounds, "writers": result}))
-        return
+        figures = {"rows": arguments.rows, "rounds": arguments.rounds, "writers": result}
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
     for name, row in result.items():
         speed, ratio = row["rows_per_second"], row["speed_ratio"]
         print(f"{name:20} {speed:>9,} rows/s  x{ratio:<5}  size x{row['size_ratio']}")

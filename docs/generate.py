@@ -31,15 +31,16 @@ def reference() -> str:
     for kind in KINDS:
         for type_name in installed().types(kind):
             config = installed().operator(kind, type_name).Config
-            parts.append(f"## {kind} `{type_name}`\n\n{_first_paragraph(config)}\n")
+            parts.append(f"## {kind} `{type_name}`\n\n{_description(config)}\n")
             rows = list(_rows(config))
             if rows:
                 parts.append("| option | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
 
 
-def _first_paragraph(config: type[BaseModel]) -> str:
-    return " ".join((config.__doc__ or "").strip().split("\n\n")[0].split())
+def _description(config: type[BaseModel]) -> str:
+    paragraphs = (config.__doc__ or "").strip().split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _rows(config: type[BaseModel], prefix: str = "") -> Any:
