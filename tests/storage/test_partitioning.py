@@ -15,7 +15,7 @@ from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.expressions import EqualTo, GreaterThanOrEqual, IsNull, LessThan
 from pyiceberg.table import Table
 
-from conveyord.core.errors import ConfigError
+from conveyord.core.errors import BatchError, ConfigError
 from conveyord.storage.lake.data_files import DataFileWriter, WriterOptions
 from conveyord.storage.lake.partitioning import Partitioner, partition_spec
 from conveyord.storage.lake.schemas import arrow_schema, create_table
@@ -107,7 +107,7 @@ INTEGERS = st.integers(-(2**31), 2**31 - 1) | st.integers(-20, 20)
 SECONDS = 2**32 - 1  # from 1833 to 2106
 TIMES = st.integers(-SECONDS, SECONDS).map(lambda s: dt.datetime.fromtimestamp(s + s % 7 / 7, dt.UTC))
 DATES = st.dates(dt.date(1900, 1, 1), dt.date(2100, 1, 1))
-DECIMALS = st.integers(-(10**9) + 1, 10**9 - 1).map(lambda number: Decimal(number).scaleb(-2))
+DECIMALS = st.integers(-(10**9) + 50, 10**9 - 1).map(lambda number: Decimal(number).scaleb(-2))
 
 CASES: dict[str, tuple[str, pa.DataType, st.SearchStrategy[Any]]] = {
     "bucket(4, k) text": ("bucket(4, k)", pa.string(), TEXTS),
@@ -248,3 +248,10 @@ def test_an_empty_batch_has_no_partitions() -> None:
     batch = pa.record_batch({"n": pa.array([], pa.int64())})
     assert list(partitioner(batch.schema, ["n"]).split(batch)) == []
     assert list(partitioner(batch.schema, []).split(batch)) == []
+
+
+def test_a_decimal_that_truncates_beyond_its_digits_is_refused(tables: dict[str, Table]) -> None:
+    table = tables["truncate(50, k) decimal"]
+    keys = pa.array([Decimal("-9999999.51")], pa.decimal128(9, 2))
+    with pytest.raises(BatchError, match=r"'k' truncates to -10000000.00, which has more than the 9 digits"):
+        list(Partitioner(table).split(pa.record_batch({"row": [1], "k": keys}, arrow_schema(table))))

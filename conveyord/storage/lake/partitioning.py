@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from conveyord.core.errors import ConfigError
+from conveyord.core.errors import BatchError, ConfigError
 
 if TYPE_CHECKING:
     from pyiceberg.partitioning import PartitionField, PartitionSpec
@@ -184,6 +185,7 @@ class _PartitionColumn:
 
     def __init__(self, schema: Schema, field: PartitionField) -> None:
         source_type = schema.find_type(field.source_id)
+        self._name = schema.find_column_name(field.source_id)
         self._path = source_path(schema, field.source_id)
         self._apply: Callable[[pa.Array], pa.Array] = field.transform.pyarrow_transform(source_type)
 
@@ -191,7 +193,20 @@ class _PartitionColumn:
         column = batch.column(self._path[0])
         for position in self._path[1:]:
             column = pc.struct_field(column, [position])  # null where the struct around it is null
-        return _physical(self._apply(column))
+        applied = self._apply(column)
+        if pa.types.is_decimal(applied.type):
+            self._check_digits(applied)
+        return _physical(applied)
+
+    def _check_digits(self, applied: pa.Array) -> None:
+        """Refuse a truncated decimal that has one digit more than its column: no manifest can hold it."""
+        largest = pc.max(pc.abs(applied)).as_py()
+        digits = applied.type.precision - applied.type.scale
+        if largest is not None and largest >= Decimal(10) ** digits:
+            raise BatchError(
+                f"partition_by: a value of {self._name!r} truncates to -{largest}, which has more than the "
+                f"{applied.type.precision} digits of {applied.type}; widen the column, or partition by bucket"
+            )
 
 
 def source_path(schema: Schema, field_id: int) -> list[int]:
