@@ -289,8 +289,8 @@ def test_an_unreadable_file_is_named(job: Job) -> None:
     (job.input / "a.jsonl").write_bytes(lines(range(10)))
     (job.input / "b.jsonl").symlink_to("/proc/self/mem")  # root may open anything, but not read this
     ended = job.run()
-    ended.failed(r"b\.jsonl", "reading it failed", "check the disk")
-    job.run("--skip-bad").failed(r"b\.jsonl", "reading it failed")
+    ended.failed(r"/proc/\d+/mem", "reading it failed", "check the disk")
+    job.run("--skip-bad").failed(r"/proc/\d+/mem", "reading it failed")
     (job.input / "b.jsonl").unlink()
     (job.input / "b.jsonl").write_bytes(lines(range(10, 20)))
     job.run().succeeded()
