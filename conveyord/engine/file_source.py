@@ -8,6 +8,7 @@ stood is stored with the positions, so that a restart types every column as an u
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from functools import reduce
@@ -80,9 +81,9 @@ class FileSource(Source, Generic[Layout]):
         self._schema = pa.schema([])
         self._stored: tuple[pa.Schema, str] | None = None
 
+    @abstractmethod
     def decoder(self) -> BlockDecoder[Layout]:
         """The decoder for this source's configuration."""
-        raise NotImplementedError
 
     def check_schema(self, schema: pa.Schema) -> None:
         """Refuse a configuration that the sampled `schema` shows to be wrong, by ConfigError."""
