@@ -13,7 +13,7 @@ from conveyord.engine.csv import CsvDecoder, CsvLayout
 from conveyord.engine.decoding import Decoded
 
 UTC = dt.UTC
-SHARED = Path("/work/shared/data")
+REAL_FILES = Path(__file__).resolve().parents[1] / "data" / "real"
 AB = CsvLayout(("a", "b"))
 TEXTS = pa.schema([("a", pa.string()), ("b", pa.string())])
 
@@ -289,9 +289,8 @@ def test_any_ascii_delimiter_works(delimiter: str) -> None:
         ("airports", 3_376, {"iata": pa.string(), "latitude": pa.float64()}),
     ],
 )
-@pytest.mark.skipif(not SHARED.exists(), reason="the shared records are not on this machine")
 def test_real_files_are_read_whole(name: str, rows: int, kinds: dict[str, pa.DataType]) -> None:
-    decoded = read((SHARED / f"{name}.csv").read_bytes())
+    decoded = read((REAL_FILES / f"{name}.csv").read_bytes())
     assert decoded.data.num_rows == rows
     assert not decoded.bad
     assert {column: decoded.schema.field(column).type for column in kinds} == kinds
