@@ -6,6 +6,7 @@ alone. Batches are acknowledged after the commit that holds them, never before.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Annotated
 
@@ -31,6 +32,7 @@ from conveyord.storage.lake.table_writer import TableWriter, TableWriterOptions,
 
 log = structlog.get_logger(__name__)
 
+CLEANUP_SECONDS = 10.0  # to delete files that no commit names: local ones take milliseconds, a store may hang
 EMPTY_COMMIT_SECONDS = 300.0  # a run that filters everything still moves its fence, but need not do so often
 
 
@@ -121,7 +123,9 @@ class IcebergSink(Sink):
                         await self._commit("end")
                         return
         finally:
-            self._writer.abort()
+            # What cannot be deleted now stays in the ledger, and a later run deletes it.
+            with trio.move_on_after(CLEANUP_SECONDS, shield=True), suppress(OSError):
+                await trio.to_thread.run_sync(self._writer.abort, abandon_on_cancel=True)
 
     async def _take(self, batch: Batch) -> None:
         with storage_errors(f"table {self.config.table}"):
