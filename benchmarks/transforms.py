@@ -21,7 +21,8 @@ from random import Random
 import pyarrow as pa
 import trio
 
-from conveyord.engine.contracts import BatchTransform, OperatorContext
+from conveyord.engine.batch_transform import BatchTransform
+from conveyord.engine.contracts import OperatorContext
 from conveyord.engine.schema import fit, grow
 from conveyord.operators.transform_filter import FilterTransform
 from conveyord.operators.transform_json_flatten import JsonFlattenTransform

@@ -14,15 +14,20 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
 from conveyord.core.errors import ConfigError
+from conveyord.core.units import Bytes, parse_seconds
 
 DEFAULT_FILE = Path("conveyord.toml")
 EMBEDDED_CATALOG = "lake"
 CHANNEL_CAPACITY_MAX = 1024  # batches; beyond this a channel holds gigabytes and hides a slow sink
 THREADS_MAX = 256
+SPILL_BUDGET_BYTES = 10 * 1024**3  # hours of a stalled branch, and little of a server's disk
+DEAD_LETTERS_BUDGET_BYTES = 1024**3  # a million letters of a kilobyte: more than anyone repairs by hand
+DEAD_LETTERS_BUDGET_BYTES_MIN = 1024**2  # less would not hold one large record and the index
+DEAD_LETTERS_RETENTION_SECONDS = 30 * 86400.0
 SECRET_BYTES_MAX = 64 * 1024  # a token or a key; more is the wrong file
 
 
@@ -44,6 +49,27 @@ class LogConfig(_Model):
     format: Literal["text", "json"] = "text"
 
 
+class SpillConfig(_Model):
+    """Disk for branches with `on_slow: spill`. `budget` is in bytes, for all of a process together."""
+
+    budget: Bytes = Field(default=SPILL_BUDGET_BYTES, gt=0)
+
+
+def _parse_retention(value: object) -> float | None:
+    if value is None or value == "forever":
+        return None
+    return parse_seconds(value)
+
+
+class DeadLettersConfig(_Model):
+    """Records that failed for ever. `budget` is in bytes; `retention` in seconds, None for ever."""
+
+    budget: Bytes = Field(default=DEAD_LETTERS_BUDGET_BYTES, ge=DEAD_LETTERS_BUDGET_BYTES_MIN)
+    retention: Annotated[float | None, BeforeValidator(_parse_retention)] = Field(
+        default=DEAD_LETTERS_RETENTION_SECONDS, gt=0
+    )
+
+
 def _refuse_embedded(name: str) -> str:
     if name == EMBEDDED_CATALOG:
         raise ValueError(f"{EMBEDDED_CATALOG!r} is the embedded catalog in data_dir; give yours another name")
@@ -59,6 +85,8 @@ class Config(_Model):
     data_dir: str = "conveyord-data"
     run: RunConfig = Field(default_factory=RunConfig)
     log: LogConfig = Field(default_factory=LogConfig)
+    spill: SpillConfig = Field(default_factory=SpillConfig)
+    dead_letters: DeadLettersConfig = Field(default_factory=DeadLettersConfig)
     catalogs: dict[CatalogName, dict[str, SecretStr]] = Field(default_factory=dict)
 
     def resolved_catalogs(self) -> dict[str, dict[str, str]]:

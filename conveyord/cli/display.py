@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
 import trio
 
-from conveyord.core.units import format_bytes, format_seconds
+from conveyord.core.units import counted, format_bytes, format_seconds
 from conveyord.engine.summary import RunProgress, RunSummary, rate
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Pairs = list[tuple[str, str]]
 class Display(Protocol):
     """Shows progress until it is cancelled."""
 
-    async def follow(self, progress: RunProgress) -> None: ...
+    async def follow(self, latest: Callable[[], RunProgress]) -> None: ...
 
 
 class RowRate:
@@ -60,12 +60,13 @@ class LogDisplay:
     def __init__(self, pipeline: str) -> None:
         self._pipeline = pipeline
 
-    async def follow(self, progress: RunProgress) -> None:
+    async def follow(self, latest: Callable[[], RunProgress]) -> None:
         """Log until cancelled."""
         rows_per_second = RowRate()
-        rows_per_second.update(trio.current_time(), progress.rows_in)
+        rows_per_second.update(trio.current_time(), latest().rows_in)
         while True:
             await trio.sleep(LOG_SECONDS)
+            progress = latest()
             current = rows_per_second.update(trio.current_time(), progress.rows_in)
             log.info("progress", pipeline=self._pipeline, **progress_fields(progress, current))
 
@@ -76,7 +77,7 @@ class LiveDisplay:
     def __init__(self, pipeline: str) -> None:
         self._pipeline = pipeline
 
-    async def follow(self, progress: RunProgress) -> None:
+    async def follow(self, latest: Callable[[], RunProgress]) -> None:
         """Redraw until cancelled."""
         from rich.console import Console
         from rich.live import Live
@@ -86,7 +87,7 @@ class LiveDisplay:
         live = Live(console=Console(stderr=True), auto_refresh=False, transient=True, redirect_stdout=False)
         with live:
             while True:
-                now = trio.current_time()
+                now, progress = trio.current_time(), latest()
                 current = rows_per_second.update(now, progress.rows_in)
                 live.update(self._block(progress, current, now - started), refresh=True)
                 await trio.sleep(LIVE_SECONDS)
@@ -110,6 +111,8 @@ def progress_lines(progress: RunProgress, rows_per_second: float) -> Pairs:
         out += f"   {progress.filtered:,} filtered"
     if progress.skipped:
         out += f"   {progress.skipped:,} bad, skipped"
+    if progress.dead_letters:
+        out += f"   {counted(progress.dead_letters, 'dead letter')}"
     lines.append(("rows out", out))
     read = format_bytes(progress.bytes_in)
     if progress.bytes_total:
@@ -132,6 +135,7 @@ def progress_fields(progress: RunProgress, rows_per_second: float) -> dict[str, 
         "rows_out": progress.rows_out,
         "filtered": progress.filtered,
         "skipped": progress.skipped,
+        "dead_letters": progress.dead_letters,
         "rows_per_second": round(rows_per_second),
         "bytes_in": progress.bytes_in,
         "bytes_total": progress.bytes_total,
@@ -142,7 +146,7 @@ def progress_fields(progress: RunProgress, rows_per_second: float) -> dict[str, 
 
 def _written(rows: int, files: int, commits: int) -> str:
     counts = ((rows, "row"), (files, "file"), (commits, "commit"))
-    return "   ".join(f"{count:,} {word}{'' if count == 1 else 's'}" for count, word in counts)
+    return "   ".join(counted(count, word) for count, word in counts)
 
 
 def summary_text(summary: RunSummary, *, hints: Sequence[tuple[str, str]]) -> str:
@@ -168,7 +172,9 @@ def summary_text(summary: RunSummary, *, hints: Sequence[tuple[str, str]]) -> st
     if summary.filtered:
         pairs.append(("filtered", f"{summary.filtered:,}"))
     if summary.skipped:
-        pairs.append(("skipped", f"{summary.skipped:,} bad records"))
+        pairs.append(("skipped", counted(summary.skipped, "bad record")))
+    if summary.dead_letters:
+        pairs.append(("dead letters", f"{summary.dead_letters:,}   conveyord dlq list"))
     pairs.append(("rows out", f"{summary.rows_out:,}"))
     for sink in summary.sinks:
         pairs.append((sink.name, _written(sink.rows, sink.files, sink.commits)))

@@ -20,6 +20,7 @@ P = ParamSpec("P")
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
+EXIT_TESTS_FAILED = 3
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141  # what a shell reports for a process ended by SIGPIPE
 

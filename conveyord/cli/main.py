@@ -14,9 +14,18 @@ import click
 
 from conveyord import __version__
 from conveyord.cli.audit import audit
+from conveyord.cli.buffer import buffer
+from conveyord.cli.create import create
+from conveyord.cli.dlq import dlq
 from conveyord.cli.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, silence_stdout
+from conveyord.cli.fmt import fmt
+from conveyord.cli.graph import graph
+from conveyord.cli.plugins import plugins
 from conveyord.cli.query import query
 from conveyord.cli.run import run
+from conveyord.cli.schema import schema
+from conveyord.cli.test import test
+from conveyord.cli.validate import validate
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -28,7 +37,7 @@ def conveyord() -> None:
 
     \b
     Exit codes: 0 done, 1 it failed, 2 the command line or a file is wrong,
-    130 or 143 stopped at once by a second Ctrl-C or SIGTERM.
+    3 a test of a pipeline failed, 130 or 143 stopped at once by a second Ctrl-C or SIGTERM.
     """
 
 
@@ -39,7 +48,11 @@ def conveyorctl() -> None:
 
 
 conveyord.add_command(run)
-for _command in (query, audit):
+conveyord.add_command(graph)
+conveyord.add_command(test)
+for _command in (create, fmt, plugins, schema, validate):
+    conveyord.add_command(_command)
+for _command in (query, audit, buffer, dlq):
     conveyord.add_command(_command)
     conveyorctl.add_command(_command)
 

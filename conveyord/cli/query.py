@@ -37,6 +37,7 @@ def query(
     """
     from conveyord.cli.tables import rows_of, write_csv, write_json, write_table
     from conveyord.core.errors import ConfigError, ConveyordError
+    from conveyord.core.units import counted
     from conveyord.engine.query import run_query
     from conveyord.storage.lake.reading import open_to_read
 
@@ -69,5 +70,5 @@ def query(
         note = ""
     sys.stdout.flush()
     seconds = time.monotonic() - started
-    click.echo(f"{count:,} row{'' if count == 1 else 's'} in {seconds:.2f} s{note}", err=True)
+    click.echo(f"{counted(count, 'row')} in {seconds:.2f} s{note}", err=True)
     return 0

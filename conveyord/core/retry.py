@@ -19,12 +19,14 @@ class Backoff:
 
     base_seconds: float
     cap_seconds: float
+    multiplier: float = 2.0
 
     def __post_init__(self) -> None:
         assert 0 < self.base_seconds <= self.cap_seconds, self
+        assert self.multiplier >= 1, self
 
     def delay_seconds(self, attempt: int, random: Random) -> float:
         """A wait before attempt number `attempt + 1`; `attempt` counts failures so far, from 1."""
         assert attempt >= 1, attempt
-        doublings = min(attempt - 1, 32)  # beyond this the cap has long been reached and floats overflow
-        return random.uniform(0.0, min(self.cap_seconds, self.base_seconds * 2.0**doublings))
+        steps = min(attempt - 1, 32)  # beyond this the cap has long been reached, and floats would overflow
+        return random.uniform(0.0, min(self.cap_seconds, self.base_seconds * self.multiplier**steps))

@@ -100,6 +100,11 @@ def format_bytes(size: int) -> str:
     return f"{amount:.{digits}f} {unit}"
 
 
+def counted(count: int, word: str) -> str:
+    """`count` with its noun, which takes an s unless there is one: `1 row`, `2,000 rows`."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def format_seconds(seconds: float) -> str:
     """`seconds` for people: `0.42 s`, `12.3 s`, `2m 05s`, `3h 07m`."""
     if seconds < 1:

@@ -7,6 +7,8 @@ Operators are found through the entry-point group `conveyord.operators` under `<
 Rules that hold for every operator:
 
 - Send on what you were given and return; never close a channel, never send `Eos`: the engine does.
+- A transform sends one batch on for every batch it receives, in order, even if no row is left in it: where
+  branches of a graph come together again, the pieces of a batch find each other by that.
 - Blocking or CPU-bound work goes through `context.in_thread`, so that cancellation waits for it and
   the number of threads stays bounded.
 - Raise a `ConveyordError` for what a user can mend. Anything else is reported as a bug.
@@ -15,29 +17,82 @@ Rules that hold for every operator:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 import pyarrow as pa
 import trio
 from pydantic import BaseModel, ConfigDict
 
-from conveyord.core.errors import BatchError
+from conveyord.core.errors import ConfigError, ConveyordError, Retryable
 from conveyord.core.flow.positions import Positions, Span
 from conveyord.core.flow.tally import Tally
-from conveyord.engine.messages import Batch, Eos, Message, Watermark
+from conveyord.core.pipeline.graph import RETRIES_MAX, RETRY
+from conveyord.core.retry import Backoff
+from conveyord.engine.messages import Batch, Message, Watermark
+from conveyord.engine.origin import Place
 
 T = TypeVar("T")
 
 Delivery = Literal["exactly-once", "at-least-once"]
+Inbound = trio.abc.ReceiveChannel[Message]
 
 
 class OperatorConfig(BaseModel):
     """Base of every operator's configuration: unknown keys are refused, values are never coerced silently."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record or row that failed for ever.
+
+    row: as it arrived at the stage; None if it never became one. output: it had left the stage by this output
+    already, and a condition of an edge failed; `row` is what the stage made. members: the pipelines for which
+    it failed; None for all that share the stage.
+    """
+
+    place: Place
+    error: ConveyordError
+    row: pa.RecordBatch | None = None
+    attempts: int = 1
+    output: str | None = None
+    members: frozenset[str] | None = None
+
+
+class DeadLetters(Protocol):
+    """Where a stage puts what failed for ever."""
+
+    async def put(self, rejected: Sequence[Rejected]) -> None:
+        """Store them. Durable on return, so the stage may go on without them.
+
+        Raises StorageFull or Corrupt if they cannot be kept: then the stage must stop.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often, and after which waits, a stage tries again what may pass."""
+
+    count_max: int = RETRIES_MAX
+    backoff: Backoff = RETRY
+    random: Random = field(default_factory=Random)
+
+    async def run(self, work: Callable[[], Awaitable[T]]) -> tuple[T, int]:
+        """The result of `work` and how many attempts it took. Raises the last Retryable once they are used up."""
+        attempt = 1
+        while True:
+            try:
+                return await work(), attempt
+            except Retryable:
+                if attempt > self.count_max:
+                    raise
+                await trio.sleep(self.backoff.delay_seconds(attempt, self.random))
+                attempt += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +113,11 @@ class OperatorContext:
     """A sink asks for `_source`, `_partition` and `_offset` on every row; the source adds them."""
     adopt_from: str | None = None
     """A former `namespace/name` of this pipeline, whose fences are to be taken over."""
+    listened: frozenset[str] = frozenset()
+    """The extra outputs of this stage that an edge leaves from. Rows for the others need not be made."""
+    dead_letters: DeadLetters | None = None
+    """Where records go that fail for ever. None: the pipeline has no `dlq`, so a stage stops at the first."""
+    retries: Retries = field(default_factory=Retries)
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         """Run blocking `work` in a thread of this run's pool. Not cancellable before it returns."""
@@ -78,23 +138,59 @@ class Outlet(Protocol):
         *,
         raw_bytes: int,
         states: Mapping[str, str] | None = None,
+        place_of: Callable[[int], Place] | None = None,
     ) -> None:
         """Hand over one batch. Spans of a partition must follow each other without a gap.
 
-        states: what this source wants back with the positions at the end of `spans`.
+        states: what this source wants back with the positions at the end of `spans`. place_of: the record
+        that a row of `data` is, asked for by dead letters only; blocking.
         """
 
     async def watermark(self, watermark: Watermark) -> None: ...
+
+
+class Outbound(Protocol):
+    """Where a transform sends what it made. Waits while what follows is full."""
+
+    async def send(self, message: Message, extra: Mapping[str, Batch] | None = None) -> None:
+        """Send `message` on. extra: beside a batch, what leaves by the other outputs that `context.listened`
+        names; each made by `with_data` of the batch that came in.
+        """
 
 
 class Operator(ABC):
     """What the three kinds have in common."""
 
     Config: ClassVar[type[OperatorConfig]]
+    pure: ClassVar[bool] = False
+    """What comes out depends on what comes in and the configuration alone (for a source: on the positions
+    it starts at), so pipelines that run together may share the stage."""
 
     def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
         self.config: Any = config
         self.context = context
+
+    @classmethod
+    def mistakes(cls, config: OperatorConfig) -> Mapping[str, str]:  # noqa: ARG003 - for those who override it
+        """What is wrong with options that their types do not tell, such as SQL that does not parse, by key.
+
+        Asked when a definition is checked; reaches for nothing outside.
+        """
+        return {}
+
+    @classmethod
+    def is_pure(cls, config: OperatorConfig) -> bool:  # noqa: ARG003 - for those who override it
+        """Whether a stage with `config` is pure, for operators where that depends on it."""
+        return cls.pure
+
+    async def check(self) -> None:  # noqa: B027 - most need nothing
+        """Reach for everything that `run` will need, and move nothing: what a dry run calls.
+
+        Raises a ConveyordError for what is missing. A sink is opened instead.
+        """
+
+    async def close(self) -> None:  # noqa: B027 - likewise
+        """Let go of what `open` or `check` took. Called once at the end of every run, whatever happened."""
 
 
 class Source(Operator):
@@ -104,50 +200,34 @@ class Source(Operator):
     async def run(self, out: Outlet, *, fences: tuple[Positions, ...], drain: trio.Event) -> None:
         """Read until the end, or until `drain` is set, then return.
 
-        fences: the positions that each downstream sink already holds (one sink, one element). Start
+        fences: the positions that each downstream sink already holds, one element for each. Start
         at the lowest, and end a batch exactly at every position named by any of them, so that what a
-        sink already has can be dropped in whole batches.
-        Raises RecordError at a bad record, after everything before it has been sent.
+        sink already has can be dropped in whole batches. Called again, with where it got to, after it
+        raised Retryable.
+        Raises RecordError at a bad record, after everything before it has been sent; with
+        `context.dead_letters` it puts the record there and goes on.
         """
+
+    def decode(self, raw: bytes, state: str | None) -> pa.RecordBatch:  # noqa: ARG002 - for those who override it
+        """The row of one record, given as the bytes that this source put into a dead letter. Blocking.
+
+        state: what the source stored with the newest positions. Raises RecordError if the record is bad,
+        ConfigError if the source cannot do that.
+        """
+        raise ConfigError(
+            f"source {self.context.stage!r} cannot read single records, so its dead letters cannot be replayed"
+        )
 
 
 class Transform(Operator):
     """Turns messages into messages. Positions, tally and ack of a batch must travel on with it."""
 
-    pure: ClassVar[bool] = False
-    """The output depends on the input batch and the configuration alone, so the stage may be shared."""
+    outputs: ClassVar[tuple[str, ...]] = ()
+    """The names of outputs beside the main one, from which edges may leave as `stage.output`."""
 
     @abstractmethod
-    async def run(self, inbound: trio.MemoryReceiveChannel[Message], outbound: trio.MemorySendChannel[Message]) -> None:
+    async def run(self, inbound: Inbound, outbound: Outbound) -> None:
         """Consume `inbound` up to its `Eos`, flush, and return."""
-
-
-class BatchTransform(Transform):
-    """A transform that maps one batch to one batch, computed in a thread."""
-
-    @abstractmethod
-    def apply(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Transform one batch. Blocking, called from one thread at a time, no side effects."""
-
-    async def run(self, inbound: trio.MemoryReceiveChannel[Message], outbound: trio.MemorySendChannel[Message]) -> None:
-        async for message in inbound:
-            match message:
-                case Batch():
-                    try:
-                        data = await self.context.in_thread(self.apply, message.data)
-                    except BatchError as error:
-                        raise BatchError(f"{_place(message)}: {error}") from error
-                    await outbound.send(message.with_data(data))
-                case Watermark():
-                    await outbound.send(message)
-                case Eos():
-                    return
-
-
-def _place(batch: Batch) -> str:
-    """Where the records of a batch stand, for a message."""
-    spans = [f"{span.partition.name} bytes {span.first} to {span.end}" for span in batch.spans]
-    return ", ".join(spans[:3]) + (", ..." if len(spans) > 3 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +250,20 @@ class Sink(Operator):
         self.taken = Tally()
         """The accounting of every batch taken so far: a sink adds each batch's tally as it takes it."""
 
-    @abstractmethod
-    async def open(self) -> Positions:
-        """Connect, check that writing is allowed, and return the positions this sink already holds."""
+    @property
+    def destination(self) -> str | None:
+        """What no other sink of the same pipeline may write to, because positions are kept there."""
+        return None
 
     @abstractmethod
-    async def run(self, inbound: trio.MemoryReceiveChannel[Message]) -> None:
+    async def open(self) -> Positions | None:
+        """Connect, check that writing is allowed, and return the positions this sink already holds.
+
+        None if it keeps no positions: then it gets whatever this run reads for the others.
+        """
+
+    @abstractmethod
+    async def run(self, inbound: Inbound) -> None:
         """Consume `inbound` up to its `Eos`, then make everything durable before returning."""
 
     @abstractmethod

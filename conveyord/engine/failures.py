@@ -51,15 +51,24 @@ def storage_errors(what: str) -> Iterator[None]:
         raise StorageFull(f"{what}: cannot be written ({error.strerror or error}); {remedy}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One stage that failed, and the pipelines that it belongs to."""
+
+    stage: str
+    error: ConveyordError
+    members: frozenset[str]
+
+
 @dataclass(slots=True)
 class Failures:
-    """The expected failures of a run's stages, first one first. The first is the run's reason."""
+    """The expected failures of a run's stages, in the order in which they happened."""
 
-    by_stage: list[tuple[str, ConveyordError]] = field(default_factory=list)
+    all: list[Failure] = field(default_factory=list)
 
-    def add(self, stage: str, error: ConveyordError) -> None:
-        self.by_stage.append((stage, error))
+    def add(self, stage: str, error: ConveyordError, *, members: frozenset[str]) -> None:
+        self.all.append(Failure(stage, error, members))
 
-    @property
-    def first(self) -> tuple[str, ConveyordError] | None:
-        return self.by_stage[0] if self.by_stage else None
+    def of(self, pipeline: str) -> list[Failure]:
+        """Those of one pipeline. The first is the reason why it ended."""
+        return [failure for failure in self.all if pipeline in failure.members]

@@ -9,7 +9,7 @@ stood is stored with the positions, so that a restart types every column as an u
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -25,9 +25,10 @@ from conveyord.core.errors import RecordError
 from conveyord.core.flow.positions import Partition, Positions, Span
 from conveyord.core.flow.tally import Tally
 from conveyord.core.units import Bytes
-from conveyord.engine.contracts import OperatorConfig, OperatorContext, Outlet, Source
+from conveyord.engine.contracts import OperatorConfig, OperatorContext, Outlet, Rejected, Source
 from conveyord.engine.decoding import SAMPLE_BYTES, BadRecord, BlockDecoder, Decoded
 from conveyord.engine.ordered import ordered_map
+from conveyord.engine.origin import Place, RecordRef
 from conveyord.engine.provenance import with_provenance
 from conveyord.engine.schema import fit, merge
 from conveyord.engine.schema_memory import remembered_schema, schema_to_remember
@@ -43,7 +44,10 @@ Layout = TypeVar("Layout")
 class FileSourceConfig(OperatorConfig):
     """What every file source takes."""
 
-    path: str = Field(description="A file or a glob (`**` crosses folders), relative to the working directory.")
+    path: str = Field(
+        description="A file or a glob (`**` crosses folders), relative to the working directory.",
+        examples=["data/*"],
+    )
     block_bytes: Bytes = Field(
         default=8 * 1024 * 1024, ge=64 * 1024, le=256 * 1024 * 1024, description="Bytes decoded at a time."
     )
@@ -61,6 +65,8 @@ class _File(Generic[Layout]):
     partition: Partition
     layout: Layout
     reader: BlockReader
+    header: bytes
+    """What stands before the first record; with it a record can be read by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +82,17 @@ class _Job(Generic[Layout]):
 class FileSource(Source, Generic[Layout]):
     """Base of the file sources. A subclass gives the decoder; everything else is the same for all formats."""
 
+    pure = True
+
     def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
         super().__init__(config, context)
         self._schema = pa.schema([])
         self._stored: tuple[pa.Schema, str] | None = None
+
+    async def check(self) -> None:
+        """See `Operator.check`: the files are there and the first of them can be understood."""
+        paths = await self.context.in_thread(discover, self.config.path)
+        self.check_schema(await self.context.in_thread(self._sample, self.decoder(), paths))
 
     @abstractmethod
     def decoder(self) -> BlockDecoder[Layout]:
@@ -153,7 +166,8 @@ class FileSource(Source, Generic[Layout]):
     ) -> tuple[_File[Layout], Iterator[Block]]:
         """Open one file at the lowest fence. Blocking. Refused if it is not the file that was read before."""
         partition = Partition(self.context.stage, str(path))
-        header_bytes, layout = _begin(decoder, path, head_of(path, HEAD_BYTES))
+        head = head_of(path, HEAD_BYTES)
+        header_bytes, layout = _begin(decoder, path, head)
         held = [fence.get(partition) for fence in fences]
         known = [position for position in held if position is not None]
         start = min(known, key=lambda position: position.offset) if known and None not in held else None
@@ -166,7 +180,7 @@ class FileSource(Source, Generic[Layout]):
             record_bytes_max=self.config.max_record_bytes,
             cuts=tuple(position.offset for position in known),
         )
-        return _File(path, partition, layout, reader), reader.blocks()
+        return _File(path, partition, layout, reader, head[:header_bytes]), reader.blocks()
 
     async def _current(self, decoder: BlockDecoder[Layout], job: _Job[Layout], decoded: Decoded) -> Decoded:
         """`decoded` under the newest schema of this source, which it may grow."""
@@ -182,17 +196,19 @@ class FileSource(Source, Generic[Layout]):
     async def _emit(self, out: Outlet, decoder: BlockDecoder[Layout], job: _Job[Layout], decoded: Decoded) -> None:
         """Send the rows of one block; at a bad record, stop behind the rows before it or count it."""
         block, data, bad, end = job.block, decoded.data, decoded.bad, job.block.end
-        skip_bad = self.context.skip_bad
+        letters = self.context.dead_letters
+        goes_on = self.context.skip_bad or letters is not None
         if block.oversize:
             bad = (self._oversize(block),)
-            skip_bad = skip_bad and decoder.lines_are_records  # else what follows may be the inside of a cell
+            goes_on = goes_on and decoder.lines_are_records  # else what follows may be the inside of a cell
         error = None
-        if bad and not skip_bad:
+        if bad and not goes_on:
             error = await self.context.in_thread(self._error, job, bad[0])
             data, end, bad = data.slice(0, bad[0].row), block.data_first + bad[0].offset, ()
-        for record in bad:
-            found = await self.context.in_thread(self._error, job, record)
-            log.warning("passing over a bad record", place=found.place, code=found.code, reason=found.reason)
+        if bad and letters is not None:
+            await letters.put([self._rejected(job, record) for record in bad])
+        elif bad:
+            await self._pass_over(job, bad)
         ends = [(data.num_rows, end)]
         if self.context.provenance or data.num_rows > self.config.batch_rows:
             offsets = await self.context.in_thread(_offsets, decoder, block, bad, data.num_rows)
@@ -200,7 +216,8 @@ class FileSource(Source, Generic[Layout]):
                 data = with_provenance(data, job.file.partition, offsets)
             inner = range(self.config.batch_rows, data.num_rows, self.config.batch_rows)
             ends = [*((row, offsets[row].as_py()) for row in inner), *ends]
-        row, first, skipped = 0, block.first, len(bad)
+        row, first = 0, block.first
+        dead, skipped = (len(bad), 0) if letters is not None else (0, len(bad))
         if job.damage is not None:
             log.warning("passing over the rest of a file", place=job.damage.place, reason=job.damage.reason)
             skipped = 1
@@ -208,12 +225,35 @@ class FileSource(Source, Generic[Layout]):
         for row_end, end in ends:
             if end > first or skipped:
                 span = Span(job.file.partition, first, end, job.file.reader.mark(end))
-                tally = Tally(read=row_end - row + skipped, skipped=skipped)
+                tally = Tally(read=row_end - row + skipped + dead, skipped=skipped, dead=dead)
                 rows = data.slice(row, row_end - row)
-                await out.send(rows, (span,), tally, raw_bytes=end - first, states=states)
-            row, first, skipped = row_end, end, 0
+                place_of = None if letters is None else _Records(decoder, job.file, block, bad, data.num_rows, row)
+                await out.send(rows, (span,), tally, raw_bytes=end - first, states=states, place_of=place_of)
+            row, first, skipped, dead = row_end, end, 0, 0
         if error is not None:
             raise error
+
+    async def _pass_over(self, job: _Job[Layout], bad: Sequence[BadRecord]) -> None:
+        for record in bad:
+            found = await self.context.in_thread(self._error, job, record)
+            log.warning("passing over a bad record", place=found.place, code=found.code, reason=found.reason)
+
+    def _rejected(self, job: _Job[Layout], bad: BadRecord) -> Rejected:
+        """A bad record as it goes to the dead letters. One that is too large comes without its bytes."""
+        offset = job.block.data_first + bad.offset
+        raw = None if job.block.oversize else job.file.header + job.block.data[bad.offset : bad.offset + bad.length]
+        place = Place(RecordRef(job.file.partition, offset, raw))
+        return Rejected(place, RecordError(f"{job.file.path} (byte {offset})", bad.reason, code=bad.code))
+
+    def decode(self, raw: bytes, state: str | None) -> pa.RecordBatch:
+        """See `Source.decode`. Columns have the types of the last run, if that is known."""
+        decoder = self.decoder()
+        skip, layout = decoder.begin(raw)
+        schema = remembered_schema(self.config, [state]) or decoder.infer(raw[skip:], layout)
+        decoded = decoder.decode(raw[skip:], schema, layout)
+        if decoded.bad:
+            raise RecordError("the record", decoded.bad[0].reason, code=decoded.bad[0].code)
+        return decoded.data
 
     def _oversize(self, block: Block) -> BadRecord:
         limit = self.config.max_record_bytes
@@ -241,6 +281,28 @@ class FileSource(Source, Generic[Layout]):
         return RecordError(f"{job.file.path}:{line} (byte {offset})", bad.reason, code=bad.code)
 
 
+@dataclass(frozen=True, slots=True)
+class _Records(Generic[Layout]):
+    """Which records the rows of one batch are: rows `first_row` and on of a block. Worked out only when asked."""
+
+    decoder: BlockDecoder[Layout]
+    file: _File[Layout]
+    block: Block
+    bad: Sequence[BadRecord]
+    rows: int
+    first_row: int
+
+    def __call__(self, row: int) -> Place:
+        """The place of row `row` of the batch. Blocking."""
+        offset = _offsets(self.decoder, self.block, self.bad, self.rows)[self.first_row + row].as_py()
+        starts = pc.add(self.decoder.starts(self.block.data), pa.scalar(self.block.data_first, pa.int64()))
+        following = starts.filter(pc.greater(starts, offset))
+        end = following[0].as_py() if len(following) else self.block.data_first + len(self.block.data)
+        record = self.block.data[offset - self.block.data_first : end - self.block.data_first]
+        record = record.rstrip(b"\r\n")  # as that of a record that never became a row
+        return Place(RecordRef(self.file.partition, offset, self.file.header + record))
+
+
 def _begin(decoder: BlockDecoder[Layout], path: Path, head: bytes) -> tuple[int, Layout]:
     """`decoder.begin`, with the file's name in what it raises."""
     try:
@@ -249,7 +311,7 @@ def _begin(decoder: BlockDecoder[Layout], path: Path, head: bytes) -> tuple[int,
         raise RecordError(f"{path}: {error.place}", error.reason, code=error.code) from error
 
 
-def _offsets(decoder: BlockDecoder[Layout], block: Block, bad: tuple[BadRecord, ...], rows: int) -> pa.Int64Array:
+def _offsets(decoder: BlockDecoder[Layout], block: Block, bad: Sequence[BadRecord], rows: int) -> pa.Int64Array:
     """Where the records of the first `rows` good rows of `block` start in the file. Blocking."""
     starts = decoder.starts(block.data)
     if bad:

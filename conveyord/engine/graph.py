@@ -1,99 +1,225 @@
-"""Runs the stages of a pipeline as tasks joined by bounded channels.
+"""Runs the stages of a graph as tasks joined by bounded channels.
 
 How a stage ends decides how the others do, without anyone cancelling anyone:
 
-    a stage returns       its outbound channel gets Eos and closes; what follows drains and finishes
+    a stage returns       its outbound channels close; what follows gets Eos, drains and finishes
     a stage fails         the same downstream; its inbound channel closes, so the stage before it finds
-                          nobody listening (BrokenResourceError) and stops quietly, and so on upstream
+                          nobody listening (BrokenResourceError), lets go of every branch of the same
+                          pipelines, and stops once no branch is left, and so on upstream
     the run is cancelled  every stage is cancelled; nothing more is committed
 
-So whatever was sent before a failure is still written and committed, and the failure is reported
-with the stage's name once everything has come to rest.
+So whatever was sent before a failure is still written and committed, also on the branches beside the one
+that failed, other pipelines that share a stage go on, and the failure is reported with the stage's name
+once everything has come to rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+import structlog
 import trio
 
-from conveyord.core.errors import ConveyordError
+from conveyord.core.errors import ConveyordError, Retryable
 from conveyord.core.flow.positions import Positions
-from conveyord.engine.contracts import Outlet, Sink, Source, Transform
+from conveyord.core.pipeline.graph import MAIN
+from conveyord.engine.contracts import Operator, Sink, Source, Transform
 from conveyord.engine.failures import Failures, unwrapped
-from conveyord.engine.messages import Eos, Message
+from conveyord.engine.fan_in import FanIn
+from conveyord.engine.fan_out import Branch, Branches, Removed, Way
+from conveyord.engine.gate import Gate
+from conveyord.engine.inbound import StageInbound
+from conveyord.engine.messages import Message
+from conveyord.engine.outlet import TrackedOutlet
+from conveyord.engine.routing import Exit
+from conveyord.engine.spilling import SpillWay
+from conveyord.storage.spill.queue import SpillQueue
 
-Receive = trio.MemoryReceiveChannel[Message]
-Send = trio.MemorySendChannel[Message]
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One stage, ready to run.
+
+    members: the pipelines it belongs to. gate: of a sink. outlet and fences: of a source. follows: it
+    belongs to what runs beside the pipelines and ends after them, told by `drain`. removed: counted while
+    it runs. output: by which its batches leave.
+    """
+
+    number: int
+    operator: Operator
+    members: frozenset[str]
+    gate: Gate | None = None
+    outlet: TrackedOutlet | None = None
+    fences: tuple[Positions, ...] = ()
+    follows: bool = False
+    removed: Removed = field(default_factory=Removed)
+    output: str = MAIN
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Link:
+    """An edge between two nodes, by number. queue: where it spills to, if it does."""
+
+    source: int
+    target: int
+    exit: Exit
+    queue: SpillQueue | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class LinearGraph:
-    """One source, transforms in order, one sink."""
+class Graph:
+    """Stages and the edges between them; acyclic, and each node after those it gets rows from.
 
-    source: Source
-    transforms: tuple[Transform, ...]
-    sink: Sink
+    Links into a node are in the order of the definition.
+    """
+
+    nodes: tuple[Node, ...]
+    links: tuple[Link, ...]
 
 
-async def run_linear(
-    graph: LinearGraph,
-    *,
-    fences: tuple[Positions, ...],
-    outlet: Callable[[Send], Outlet],
-    channel_capacity: int,
-    drain: trio.Event,
+async def run_graph(
+    graph: Graph, *, channel_capacity: int, threads: trio.CapacityLimiter, drain: trio.Event
 ) -> Failures:
     """Run every stage to its end and return what failed. Anything but a ConveyordError propagates.
 
-    channel_capacity: messages that may wait between two stages; at the limit the upstream waits.
-    outlet: wraps the source's send channel (positions and acknowledgements start there).
+    channel_capacity: messages that may wait on an edge; at the limit the upstream waits. drain: once set,
+    sources stop reading.
     """
     failures = Failures()
-    with unwrapped():
-        async with trio.open_nursery() as nursery:
-            outbound, inbound = trio.open_memory_channel[Message](channel_capacity)
-            first_outlet = outlet(outbound)
-
-            async def run_source(_: None, __: Send) -> None:
-                await graph.source.run(first_outlet, fences=fences, drain=drain)
-
-            nursery.start_soon(_stage, graph.source.context.stage, run_source, None, outbound, failures)
-            for transform in graph.transforms:
-                upstream = inbound
-                outbound, inbound = trio.open_memory_channel[Message](channel_capacity)
-                stage = transform.context.stage
-                nursery.start_soon(_stage, stage, transform.run, upstream, outbound, failures)
-
-            async def run_sink(receive: Receive, _: None) -> None:
-                await graph.sink.run(receive)
-
-            nursery.start_soon(_stage, graph.sink.context.stage, run_sink, inbound, None, failures)
+    wiring = _Wiring(graph, failures, channel_capacity=channel_capacity, threads=threads)
+    finished = trio.Event()
+    try:
+        with unwrapped():
+            async with trio.open_nursery() as beside:
+                for node in graph.nodes:
+                    if node.follows:
+                        beside.start_soon(_stage, node, wiring, finished, failures)
+                async with trio.open_nursery() as nursery:
+                    for node in graph.nodes:
+                        if not node.follows:
+                            nursery.start_soon(_stage, node, wiring, drain, failures)
+                    for link, way in wiring.spills:
+                        nursery.start_soon(_spill, link, way, failures)
+                finished.set()
+    finally:
+        with trio.CancelScope(shield=True):
+            for _, way in wiring.spills:
+                await trio.to_thread.run_sync(way.finish)
     return failures
 
 
-async def _stage(
-    name: str,
-    run: Callable[..., Awaitable[None]],
-    inbound: Receive | None,
-    outbound: Send | None,
-    failures: Failures,
-) -> None:
+class _Wiring:
+    """The channels of a graph, and the ends of them that each stage gets."""
+
+    def __init__(
+        self, graph: Graph, failures: Failures, *, channel_capacity: int, threads: trio.CapacityLimiter
+    ) -> None:
+        self.inbound: dict[int, StageInbound] = {}
+        self.outbound: dict[int, Branches] = {}
+        self.spills: list[tuple[Link, SpillWay]] = []
+        branches: dict[int, list[Branch]] = {node.number: [] for node in graph.nodes}
+        sources = _sources_through(graph)
+        for node in graph.nodes:
+            links = [link for link in graph.links if link.target == node.number]
+            if not links:
+                continue
+            send, receive = trio.open_memory_channel[Message](channel_capacity)
+            self.inbound[node.number] = StageInbound(receive, node.gate)
+            ways: list[Way] = [send]
+            if len(links) > 1:
+                fan_in = FanIn(
+                    send,
+                    inputs=len(links),
+                    wanted=_inputs_of([sources[link.source] for link in links]),
+                    capacity=channel_capacity,
+                    threads=threads,
+                )
+                ways = [fan_in.entry(number) for number in range(len(links))]
+            for link, way in zip(links, ways, strict=True):
+                if link.queue is not None:
+                    name = f"{link.exit.edge.source} -> {link.exit.edge.target}"
+                    way = SpillWay(way, link.queue, name=name, threads=threads)
+                    self.spills.append((link, way))
+                branches[link.source].append(Branch(link.exit, way))
+        for node in graph.nodes:
+            if branches[node.number]:
+                self.outbound[node.number] = Branches(
+                    branches[node.number], node.operator.context, node.removed, failures, main=node.output
+                )
+
+
+def _sources_through(graph: Graph) -> dict[int, frozenset[str]]:
+    """For every node, the sources whose batches pass through it, by the name in their spans."""
+    found: dict[int, frozenset[str]] = {}
+    for node in graph.nodes:
+        above = [found[link.source] for link in graph.links if link.target == node.number]
+        own = frozenset([node.operator.context.stage]) if isinstance(node.operator, Source) else frozenset[str]()
+        found[node.number] = own.union(*above)
+    return found
+
+
+def _inputs_of(sources: Sequence[frozenset[str]]) -> dict[str, frozenset[int]]:
+    """By source, the inputs that it comes in by. sources: by input."""
+    return {
+        source: frozenset(number for number, some in enumerate(sources) if source in some)
+        for source in frozenset[str]().union(*sources)
+    }
+
+
+async def _stage(node: Node, wiring: _Wiring, drain: trio.Event, failures: Failures) -> None:
     """Run one stage under the rules at the top of this file."""
+    inbound, outbound = wiring.inbound.get(node.number), wiring.outbound.get(node.number)
     try:
-        try:
-            with unwrapped():
-                await run(inbound, outbound)
-        except trio.BrokenResourceError:
-            pass  # the stage after this one failed and says why itself
-        except ConveyordError as error:
-            failures.add(name, error)
-        if outbound is not None:
-            with suppress(trio.BrokenResourceError):
-                await outbound.send(Eos())
+        with unwrapped():
+            match node.operator:
+                case Source():
+                    assert outbound is not None
+                    await _read(node, outbound, drain)
+                case Transform() as transform:
+                    assert inbound is not None
+                    assert outbound is not None
+                    await transform.run(inbound, outbound)
+                case Sink() as sink:
+                    assert inbound is not None
+                    await sink.run(inbound)
+    except trio.BrokenResourceError:
+        pass  # the stages after this one failed and say why themselves
+    except ConveyordError as error:
+        failures.add(node.operator.context.stage, error, members=node.members)
     finally:
-        for channel in (inbound, outbound):
-            if channel is not None:
-                channel.close()
+        if inbound is not None:
+            inbound.close()
+        if outbound is not None:
+            outbound.close()
+
+
+async def _read(node: Node, outbound: Branches, drain: trio.Event) -> None:
+    """Run a source, and again from where it got to as often as its policy allows, if it raises Retryable."""
+    assert isinstance(node.operator, Source)
+    assert node.outlet is not None
+    outlet, retries, fences = node.outlet.over(outbound), node.operator.context.retries, node.fences
+    failed = 0
+    while True:
+        before = outlet.batches
+        try:
+            await node.operator.run(outlet, fences=fences, drain=drain)
+            return
+        except Retryable as error:
+            failed = 1 if outlet.batches > before else failed + 1
+            if failed > retries.count_max or drain.is_set():
+                raise
+            wait_seconds = retries.backoff.delay_seconds(failed, retries.random)
+            log.warning("a source failed and is tried again", stage=node.operator.context.stage, reason=str(error))
+            with trio.move_on_after(wait_seconds):
+                await drain.wait()
+            fences = tuple(outlet.passed(fence) for fence in node.fences)
+
+
+async def _spill(link: Link, way: SpillWay, failures: Failures) -> None:
+    try:
+        await way.drain()
+    except ConveyordError as error:
+        failures.add(f"{link.exit.edge.source} -> {link.exit.edge.target}", error, members=link.exit.members)

@@ -1,22 +1,23 @@
-"""One pipeline run in this process, from its definition to its summary: what `conveyord run` does."""
+"""Pipelines run together in this process, from their definitions to their summaries: what `conveyord run` does."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import structlog
 import trio
 
-from conveyord.core.errors import Refused
-from conveyord.core.flow.positions import Positions
-from conveyord.core.pipeline.manifest import PipelineSpec, StageSpec
-from conveyord.engine.contracts import Operator, OperatorContext, Sink, Source, Transform
+from conveyord.core.errors import ConveyordError
+from conveyord.core.pipeline.graph import Pipeline
+from conveyord.engine.contracts import Delivery, Sink
 from conveyord.engine.failures import Failures
-from conveyord.engine.graph import LinearGraph, run_linear
-from conveyord.engine.outlet import TrackedOutlet
-from conveyord.engine.registry import Kind, Registry, stage_config
+from conveyord.engine.graph import run_graph
+from conveyord.engine.plan import RunSettings, assemble
+from conveyord.engine.preparation import Limits, Prepared, open_sinks, prepare
+from conveyord.engine.registry import Registry
 from conveyord.engine.summary import RunProgress, RunStatus, RunSummary, SinkProgress
 from conveyord.storage.locks import owned
 
@@ -27,113 +28,112 @@ PROGRESS_SECONDS = 0.2  # how often the display's figures are brought up to date
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What to run, and where it keeps what it keeps."""
+    """What to run, and where it keeps what it keeps. `threads` bounds CPU-bound work."""
 
-    pipeline: PipelineSpec
+    pipelines: tuple[Pipeline, ...]
     data_dir: Path
     channel_capacity: int
     threads: int
-    skip_bad: bool
-    adopt_from: str | None
-    catalogs: dict[str, dict[str, str]]
+    limits: Limits
+    skip_bad: bool = False
+    adopt_from: str | None = None
+    catalogs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def settings(self) -> RunSettings:
+        """What surrounds the operators. To be called in trio."""
+        limiter = trio.CapacityLimiter(self.threads)
+        return RunSettings(self.data_dir, limiter, self.skip_bad, self.adopt_from, self.catalogs)
 
 
-async def run_pipeline(
-    request: RunRequest, registry: Registry, *, drain: trio.Event, progress: RunProgress
-) -> RunSummary:
-    """Run a pipeline to its end, or until `drain` is set and what was read is committed.
+def progress_of(request: RunRequest, registry: Registry) -> dict[str, RunProgress]:
+    """An empty progress for every pipeline, by identity, with the weakest promise among its sinks."""
+    found = {}
+    for pipeline in request.pipelines:
+        copies = pipeline.dlq.sink if pipeline.dlq is not None else None
+        promises = {
+            operator.delivery
+            for stage in pipeline.of_kind("sink")
+            if stage.name != copies and issubclass(operator := registry.operator("sink", stage.type), Sink)
+        }
+        weakest: Delivery = "at-least-once" if "at-least-once" in promises else "exactly-once"
+        found[pipeline.identity] = RunProgress(pipeline=pipeline.identity, delivery=weakest)
+    return found
 
-    Expected failures are in the summary's `error`; a failure to start (the data directory is in use, a
-    setting cannot work) and a bug are raised. If the caller cancels, nothing further is committed and
-    the next run goes on from the last commit.
+
+async def run_pipelines(
+    request: RunRequest, registry: Registry, *, drain: trio.Event, progress: Mapping[str, RunProgress]
+) -> tuple[RunSummary, ...]:
+    """Run pipelines to their ends, or until `drain` is set and what was read is committed.
+
+    progress: one for each pipeline, by identity, kept up to date. Expected failures are in the summaries'
+    `error`; a failure to start (the data directory is in use, a setting cannot work) and a bug are raised.
+    If the caller cancels, nothing further is committed and the next run goes on from the last commit.
     """
-    started = trio.current_time()
-    with owned(request.data_dir):
-        graph = _build(request, registry)
-        fence = await graph.sink.open()
-        _check_sources(request, graph.source, fence)
-        if fence:
-            log.info("going on from the last commit", partitions=len(fence))
-        progress.stage = "reading"
-        outlet = TrackedOutlet(progress)
+    started, settings = trio.current_time(), request.settings()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(owned(request.data_dir))
+        prepared = await prepare(request.pipelines, registry, settings, request.limits, progress, stack)
+        for one in progress.values():
+            one.stage = "reading"
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_keep_current, progress, graph.sink, outlet)
-            failures = await run_linear(
-                graph,
-                fences=(fence,),
-                outlet=outlet.over,
-                channel_capacity=request.channel_capacity,
-                drain=drain,
+            nursery.start_soon(_keep_current, prepared, progress)
+            failures = await run_graph(
+                prepared.graph, channel_capacity=request.channel_capacity, threads=settings.threads, drain=drain
             )
             nursery.cancel_scope.cancel()
-        _update(progress, graph.sink, outlet)
-    for stage, error in failures.by_stage[1:]:
-        log.error("another stage failed too", stage=stage, code=error.code, reason=str(error))
-    first = failures.first
-    return RunSummary.cut_short(
+        _update(prepared, progress)
+    seconds = trio.current_time() - started
+    return tuple(_summary(progress[pipeline.identity], failures, drain, seconds) for pipeline in request.pipelines)
+
+
+async def check_pipelines(request: RunRequest, registry: Registry) -> list[tuple[str, ConveyordError]]:
+    """Reach for everything that a run would need, and move nothing. Returns what is wrong, by stage.
+
+    Raises what keeps the run from being put together at all.
+    """
+    found: list[tuple[str, ConveyordError]] = []
+    async with AsyncExitStack() as stack:
+        stack.enter_context(owned(request.data_dir))
+        assembly = assemble(request.pipelines, registry, request.settings())
+        await open_sinks(assembly, stack)
+        for operator in assembly.operators.values():
+            try:
+                await operator.check()
+            except ConveyordError as error:
+                found.append((operator.context.stage, error))
+    return found
+
+
+def _summary(progress: RunProgress, failures: Failures, drain: trio.Event, seconds: float) -> RunSummary:
+    failed = failures.of(progress.pipeline)
+    first = failed[0] if failed else None
+    for other in failed[1:]:
+        log.error("another stage failed too", stage=other.stage, code=other.error.code, reason=str(other.error))
+    status: RunStatus = "failed" if first is not None else "drained" if drain.is_set() else "succeeded"
+    return RunSummary.of(
         progress,
-        pipeline=request.pipeline.identity,
-        status=_status(failures, drain),
-        seconds=trio.current_time() - started,
-        delivery=graph.sink.delivery,
-        error=None if first is None else first[1],
-        stage=None if first is None else first[0],
+        status=status,
+        seconds=seconds,
+        error=None if first is None else first.error,
+        stage=None if first is None else first.stage,
     )
 
 
-def _build(request: RunRequest, registry: Registry) -> LinearGraph:
-    """The operators of the pipeline, constructed but not opened."""
-    threads = trio.CapacityLimiter(request.threads)
-    sink_options = request.pipeline.sink.options
-
-    def make(kind: Kind, stage: StageSpec) -> Operator:
-        operator = registry.operator(kind, stage.type)
-        context = OperatorContext(
-            pipeline=request.pipeline.identity,
-            stage=stage.name,
-            data_dir=request.data_dir,
-            threads=threads,
-            skip_bad=request.skip_bad,
-            catalogs=request.catalogs,
-            provenance=sink_options.get("provenance") is True,
-            adopt_from=request.adopt_from,
-        )
-        return operator(stage_config(operator, stage.options, stage=stage.name), context)
-
-    spec = request.pipeline
-    return LinearGraph(
-        source=cast(Source, make("source", spec.source)),
-        transforms=tuple(cast(Transform, make("transform", step)) for step in spec.steps),
-        sink=cast(Sink, make("sink", spec.sink)),
-    )
-
-
-def _check_sources(request: RunRequest, source: Source, fence: Positions) -> None:
-    """Refuse a fence that names a source this pipeline does not have: its records would be read again."""
-    unknown = min({partition.source for partition in fence} - {source.context.stage}, default=None)
-    if unknown is not None:
-        raise Refused(
-            f"pipeline {request.pipeline.identity}: the sink holds positions of the source "
-            f"{unknown!r}, but the pipeline's source is {source.context.stage!r}; "
-            "give the source its former name, or rename the pipeline to start anew"
-        )
-
-
-async def _keep_current(progress: RunProgress, sink: Sink, outlet: TrackedOutlet) -> None:
+async def _keep_current(prepared: Prepared, progress: Mapping[str, RunProgress]) -> None:
     while True:
-        _update(progress, sink, outlet)
+        _update(prepared, progress)
         await trio.sleep(PROGRESS_SECONDS)
 
 
-def _update(progress: RunProgress, sink: Sink, outlet: TrackedOutlet) -> None:
-    report = sink.report()
-    progress.rows_out = sink.taken.rows
-    progress.filtered = sink.taken.filtered
-    progress.oldest_uncommitted_seconds = outlet.oldest_age_seconds(trio.current_time())
-    progress.sinks[report.name] = SinkProgress(rows=report.rows, files=report.files, commits=report.commits)
-
-
-def _status(failures: Failures, drain: trio.Event) -> RunStatus:
-    if failures.first is not None:
-        return "failed"
-    return "drained" if drain.is_set() else "succeeded"
+def _update(prepared: Prepared, progress: Mapping[str, RunProgress]) -> None:
+    now = trio.current_time()
+    for pipeline, one in progress.items():
+        sinks = prepared.sinks_of(pipeline)
+        one.rows_out = sum(sink.taken.rows for sink in sinks)
+        one.filtered = sum(node.removed.of(pipeline) for node in prepared.nodes_of(pipeline))
+        one.dead_letters = 0 if prepared.box is None else prepared.box.counts[pipeline]
+        ages = [node.outlet.oldest_age_seconds(now) for node in prepared.nodes_of(pipeline) if node.outlet is not None]
+        one.oldest_uncommitted_seconds = max((age for age in ages if age is not None), default=None)
+        for sink in sinks:
+            report = sink.report()
+            one.sinks[sink.context.stage] = SinkProgress(report.rows, report.files, report.commits)

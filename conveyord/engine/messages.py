@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from conveyord.core.flow.positions import Span
 from conveyord.core.flow.tally import Tally
+
+if TYPE_CHECKING:
+    from conveyord.engine.origin import Origin
 
 
 class Ack:
@@ -20,13 +24,15 @@ class Ack:
 
     Used from the trio thread only. `fork` before handing the same batch to another branch, `settle`
     once a branch has it durably (written, filtered, or dead-lettered: all of these count as done).
+    `root` is the same for all pieces of one batch of a source, whatever branches they came by.
     """
 
-    __slots__ = ("_branches", "_on_settled")
+    __slots__ = ("_branches", "_on_settled", "root")
 
-    def __init__(self, on_settled: Callable[[], None]) -> None:
+    def __init__(self, on_settled: Callable[[], None], *, root: Ack | None = None) -> None:
         self._branches = 1
         self._on_settled = on_settled
+        self.root: Ack = self if root is None else root
 
     def fork(self) -> Ack:
         assert self._branches > 0, "forked an acknowledgement that was already settled"
@@ -53,10 +59,22 @@ class Batch:
     ack: Ack
     states: Mapping[str, str] = field(default_factory=dict)
     """By source, what is to be stored with the end of `spans` (see `Positions.states`)."""
+    origin: Origin | None = None
+    """Which record each row came from; kept only where dead letters are, and rows can still be told."""
+    arrived: Tally = field(default_factory=Tally)
+    """The tally with which the batch came to its present stage."""
 
-    def with_data(self, data: pa.RecordBatch) -> Batch:
-        """The same records after a stage made `data` of them."""
-        return replace(self, data=data, tally=self.tally.through(data.num_rows))
+    def with_data(
+        self, data: pa.RecordBatch, *, step: Callable[[pa.RecordBatch], pa.RecordBatch] | None = None, dead: int = 0
+    ) -> Batch:
+        """The same records after a stage made `data` of them.
+
+        step: what the stage did, if each row it gives comes from one row, in order; without it the batch
+        forgets its origin. dead: rows that the stage put into the dead letters instead.
+        """
+        tally = self.tally + Tally(dead=dead) if dead else self.tally
+        origin = self.origin.through(step) if self.origin is not None and step is not None else None
+        return replace(self, data=data, tally=tally.through(data.num_rows), origin=origin)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import pyarrow as pa
 import trio
 
 from conveyord.core.flow.acks import AckLedger, Ticket
-from conveyord.core.flow.positions import Positions, Span
+from conveyord.core.flow.positions import Partition, Position, Positions, Span
 from conveyord.core.flow.tally import Tally
-from conveyord.engine.messages import Ack, Batch, Message, Watermark
+from conveyord.engine.contracts import Outbound
+from conveyord.engine.messages import Ack, Batch, Watermark
+from conveyord.engine.origin import Origin, Place
 from conveyord.engine.summary import RunProgress
 
 
 class TrackedOutlet:
     """Sends a source's batches on, tracks them until every sink has settled them, and counts them."""
 
-    def __init__(self, progress: RunProgress) -> None:
+    def __init__(self, progress: Sequence[RunProgress]) -> None:
+        """progress: of every pipeline that reads this source."""
         self._ledger = AckLedger()
         self._progress = progress
         self._sent_at: dict[int, float] = {}
-        self._channel: trio.MemorySendChannel[Message] | None = None
+        self._tail: dict[Partition, Position] = {}
+        self._states: dict[str, str] = {}
+        self._outbound: Outbound | None = None
+        self.batches = 0
+        """How many batches were sent."""
 
-    def over(self, channel: trio.MemorySendChannel[Message]) -> TrackedOutlet:
-        """This outlet, sending over `channel`."""
-        self._channel = channel
+    def over(self, outbound: Outbound) -> TrackedOutlet:
+        """This outlet, sending over `outbound`."""
+        self._outbound = outbound
         return self
 
     def expects(self, raw_bytes: int | None) -> None:
         """See `Outlet.expects`."""
-        self._progress.bytes_total = raw_bytes
+        for progress in self._progress:
+            progress.expects(raw_bytes)
 
     async def send(
         self,
@@ -41,20 +49,36 @@ class TrackedOutlet:
         *,
         raw_bytes: int,
         states: Mapping[str, str] | None = None,
+        place_of: Callable[[int], Place] | None = None,
     ) -> None:
         """See `Outlet.send`."""
-        assert self._channel is not None, "the graph gives the outlet its channel before the source runs"
+        assert self._outbound is not None, "the graph gives the outlet its outbound before the source runs"
         ticket = self._ledger.track(spans)
         self._sent_at[ticket.number] = trio.current_time()
-        await self._channel.send(Batch(data, spans, tally, Ack(partial(self._settled, ticket)), states or {}))
-        self._progress.rows_in += tally.read
-        self._progress.skipped += tally.skipped
-        self._progress.bytes_in += raw_bytes
+        origin = None if place_of is None else Origin(data, place_of)
+        ack = Ack(partial(self._settled, ticket))
+        await self._outbound.send(Batch(data, spans, tally, ack, states or {}, origin, arrived=tally))
+        self.batches += 1
+        self._tail.update((span.partition, span.position) for span in spans)
+        self._states.update(states or {})
+        for progress in self._progress:
+            progress.rows_in += tally.read
+            progress.skipped += tally.skipped
+            progress.bytes_in += raw_bytes
 
     async def watermark(self, watermark: Watermark) -> None:
         """See `Outlet.watermark`."""
-        assert self._channel is not None, "the graph gives the outlet its channel before the source runs"
-        await self._channel.send(watermark)
+        assert self._outbound is not None, "the graph gives the outlet its outbound before the source runs"
+        await self._outbound.send(watermark)
+
+    def passed(self, fence: Positions) -> Positions:
+        """`fence`, or where this outlet got to, whichever is further, partition by partition."""
+        further = {
+            partition: position
+            for partition, position in self._tail.items()
+            if partition not in fence or fence[partition].offset < position.offset
+        }
+        return Positions({**fence, **further}, {**fence.states, **self._states})
 
     def _settled(self, ticket: Ticket) -> None:
         self._ledger.settle(ticket)

@@ -2,24 +2,69 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conveyord.core.errors import ConfigError
 
+MASK = "***"
 LINE_CHARS_MAX = 160  # a generated one-line file must not fill the screen
+KEPT_CHARS_MAX = 4096  # of a line: enough to look for secrets around what is shown
+SHOWN_MAX = 1_000  # of problems; someone who sees so many mends the first and looks again
+_NAMED_SECRET = re.compile(
+    r"""(?:password|passwd|secret|token|credential|(?:api|access|private|account)[-_.]?key)[\w.-]*["']?\s*:\s+"""
+    r"""(?P<value>"[^"]*"?|'[^']*'?|[^\s,}\]"'][^,}\]]*)""",
+    re.IGNORECASE,
+)
+_HARMLESS = (MASK, "env:", "file:", "'env:", '"env:', "'file:", '"file:', "${", '"${', "{", "[", "*", "&", "|", ">")
 _BOLD, _RED, _DIM, _RESET = "\x1b[1m", "\x1b[31m", "\x1b[2m", "\x1b[0m"
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """One thing that is wrong. `line` and `column` count from 1; 0 says that there is no such place."""
+    """One thing that is wrong. `line` and `column` count from 1; 0 says that there is no such place.
+
+    source_line: the line, or a part of it around the place. caret: the column in it that is pointed at.
+    """
 
     path: str
     line: int
     column: int
     message: str
     source_line: str = ""
+    caret: int = -1
+
+    def __post_init__(self) -> None:
+        if self.caret < 0:
+            object.__setattr__(self, "caret", self.column)
+
+    @classmethod
+    def within(cls, path: str, line: int, column: int, message: str, source_line: str) -> Problem:
+        """A problem that keeps only a part of a very long line, because many may point into the same one."""
+        start = max(0, column - KEPT_CHARS_MAX // 2) if len(source_line) > KEPT_CHARS_MAX else 0
+        kept = source_line[start : start + KEPT_CHARS_MAX]
+        return cls(path, line, column, message, kept, column - start)
+
+    def masked(self, start: int, end: int) -> Problem:
+        """Itself with `source_line[start:end]` hidden, and the caret moved along."""
+        start, end = max(0, start), max(0, end)
+        if end == 0 or start >= len(self.source_line):
+            return self
+        caret = self.caret
+        if caret > end:
+            caret += len(MASK) - (end - start)
+        elif caret > start:
+            caret = start + 1
+        return replace(self, source_line=self.source_line[:start] + MASK + self.source_line[end:], caret=caret)
+
+    def without_named_secrets(self) -> Problem:
+        """Itself with what follows a key such as `password` hidden, in case no operator has said it is a secret."""
+        problem = self
+        for match in reversed(list(_NAMED_SECRET.finditer(self.source_line))):
+            if not match["value"].startswith(_HARMLESS):
+                problem = problem.masked(match.start("value"), match.end("value"))
+        return problem
 
 
 class DefinitionError(ConfigError):
@@ -32,7 +77,8 @@ class DefinitionError(ConfigError):
 
 def render(problems: Sequence[Problem], *, colour: bool = False) -> str:
     """All problems as text: `path:line:column: message`, the line itself, and a caret below the place."""
-    return "\n".join(_render_one(problem, colour=colour) for problem in problems)
+    text = "\n".join(_render_one(problem, colour=colour) for problem in problems[:SHOWN_MAX])
+    return text if len(problems) <= SHOWN_MAX else f"{text}\n... and {len(problems) - SHOWN_MAX} more problems"
 
 
 def _render_one(problem: Problem, *, colour: bool) -> str:
@@ -45,7 +91,7 @@ def _render_one(problem: Problem, *, colour: bool) -> str:
     text = f"{bold}{place}: {reset}{problem.message}"
     if not problem.line or not problem.source_line.strip():
         return text
-    excerpt, column = _excerpt(problem.source_line, problem.column)
+    excerpt, column = _excerpt(problem.source_line, problem.caret)
     text += f"\n  {dim}{excerpt}{reset}"
     if column:
         text += f"\n  {' ' * (column - 1)}{red}^{reset}"

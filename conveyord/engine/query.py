@@ -14,10 +14,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from conveyord.core.errors import BatchError, ConfigError, ConveyordError
-from conveyord.storage.lake.reading import LakeReader
+from conveyord.core.errors import BatchError, ConfigError, ConveyordError, Corrupt
+from conveyord.storage.lake.reading import RESERVED, LakeReader, loaded
+
+_WANTS_RESERVED = re.compile(rf"\b{RESERVED}\b|(?:\bselect|\bdistinct|,|\.)\s*\*", re.IGNORECASE)
+"""A query that may ask for the reserved column: by its name, or by a star that stands for all columns."""
 
 _MISSING = re.compile(r"table '(?:[^'.]+\.)?([^']+)' not found|failed to resolve schema: (\S+)")
+
+_MISSING_FILE = re.compile(
+    r"NotFound \([a-z]+\) at [a-z]+, context: \{ service: (\w+), path: (.+?)(?:, range: [^}]*)? \}"
+)
 
 _PARSER = re.compile(r'ParserError\("(.*)"\)', re.DOTALL)
 
@@ -26,7 +33,7 @@ _PARSER = re.compile(r'ParserError\("(.*)"\)', re.DOTALL)
 class QueryResult:
     """Columns, and rows that are computed as `batches` is consumed.
 
-    Consuming may raise BatchError if the execution fails.
+    Consuming may raise BatchError if the execution fails, Corrupt if a data file is missing.
     """
 
     schema: pa.Schema
@@ -41,7 +48,7 @@ def run_query(sql: str, lake: LakeReader, *, limit: int | None) -> QueryResult:
     """
     from datafusion import SessionConfig, SessionContext, SQLOptions
 
-    tables = _tables_of(lake)
+    tables = _tables_of(lake, wants_reserved=bool(_WANTS_RESERVED.search(sql)))
     settings = SessionConfig(
         {
             "datafusion.sql_parser.enable_ident_normalization": "false",
@@ -66,11 +73,26 @@ def _batches(stream: Any) -> Iterator[pa.RecordBatch]:
         for batch in stream:
             yield batch.to_pyarrow()
     except Exception as error:  # as above
-        raise BatchError(f"the query failed while it ran: {_first_line(error)}") from error
+        if (missing := _MISSING_FILE.search(str(error))) is not None:
+            path = f"/{missing[2]}" if missing[1] == "fs" else missing[2]
+            raise Corrupt(
+                f"the data file {path} is missing, but the table names it; restore it from a backup of the warehouse, "
+                "or roll the table back to a snapshot without it (conveyord audit TABLE finds every such file)"
+            ) from error
+        text = _first_line(error)
+        if text.startswith("FFI error"):  # what the table provider met; its innermost cause comes last
+            reason = text.rpartition("source: ")[2] or text
+            raise BatchError(
+                f"a table could not be read: {reason}; conveyord audit TABLE names each data file that is damaged"
+            ) from error
+        raise BatchError(f"the query failed while it ran: {text}") from error
 
 
-def _tables_of(lake: LakeReader) -> Any:
-    """A DataFusion catalog provider over `lake`, with the exceptions that opening a table raised."""
+def _tables_of(lake: LakeReader, *, wants_reserved: bool) -> Any:
+    """A DataFusion catalog provider over `lake`, with the exceptions that opening a table raised.
+
+    wants_reserved: the query may ask for the column that only pyiceberg reads.
+    """
     from datafusion.catalog import CatalogProvider, SchemaProvider, Table
 
     failures: list[Exception] = []
@@ -88,7 +110,10 @@ def _tables_of(lake: LakeReader) -> Any:
         def table(self, name: str) -> Table | None:
             try:
                 found = lake.table_or_none((*self._name.split("."), name))
-                return None if found is None else Table(found)
+                if found is None:
+                    return None
+                held = any(field.name == RESERVED for field in found.schema().fields)
+                return Table(loaded(found) if held and wants_reserved else found)
             except Exception as error:  # DataFusion would keep only its text; it is raised again below
                 failures.append(error)
                 raise

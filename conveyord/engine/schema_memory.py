@@ -29,8 +29,8 @@ def schema_to_remember(config: OperatorConfig, schema: pa.Schema) -> str:
 def remembered_schema(config: OperatorConfig, states: Sequence[str | None]) -> pa.Schema | None:
     """The widest schema in `states`, or None if there is none, or none inferred under these options.
 
-    Schemas only grow, so the widest is the newest; one that is ahead of a position is harmless, because
-    a block decodes alike under every schema that it does not make grow.
+    Schemas only grow, within their columns too, so the widest is the newest; one that is ahead of a position
+    is harmless, because a block decodes alike under every schema that it does not make grow.
     """
     found = []
     for state in states:
@@ -38,7 +38,14 @@ def remembered_schema(config: OperatorConfig, states: Sequence[str | None]) -> p
         digest, _, packed = rest.partition(":")
         if version == VERSION and digest == _digest(config):
             found.append(pa.ipc.read_schema(pa.py_buffer(zlib.decompress(base64.b85decode(packed)))))
-    return max(found, key=len, default=None)
+    return max(found, key=lambda schema: sum(map(_width, schema.types)), default=None)
+
+
+def _width(kind: pa.DataType) -> int:
+    """How many fields there are in a column, itself included; one without a type yet counts nothing."""
+    if pa.types.is_null(kind):
+        return 0
+    return 1 + sum(_width(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def _digest(config: OperatorConfig) -> str:

@@ -8,6 +8,10 @@ paths, and nothing is spilled to disk. tests/engine/test_sql.py pins all of this
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
@@ -17,9 +21,14 @@ from conveyord.core.errors import BatchError, ConfigError
 from conveyord.engine.schema.lists import Elements
 
 INPUT_TABLE = "input_data"
+QUERIES_CACHED = 10_000  # texts: a set of generated pipelines repeats the same few
 BATCH_ROWS_MAX = 1 << 20  # DataFusion cuts its output at this size; larger than any batch of ours
 
 _NOT_CODE = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'", re.DOTALL)
+_VOLATILE = re.compile(
+    r"\b(now|random|uuid|uuidv4|today|current_date|current_time|current_timestamp|version)\b", re.IGNORECASE
+)
+"""DataFusion's functions that are not immutable. A column of such a name only costs the sharing of a stage."""
 _FIRST_WORD = re.compile(r"[\s(]*(\w+)")
 _PREFIXES = re.compile(
     r"(DataFusion error|Error during planning|Schema error|SQL error|Execution error|Arrow error|"
@@ -29,7 +38,7 @@ _PARSER_ERROR = re.compile(r'(?:Parser|Tokenizer)Error\("(.*)"\)', re.DOTALL)
 
 
 class BatchQuery:
-    """One SELECT, run on batch after batch. Blocking; for one thread at a time."""
+    """One SELECT, run on batch after batch. Blocking; threads wait for each other."""
 
     def __init__(self, query: str, *, setting: str) -> None:
         """Check `query` as far as that is possible without knowing the columns.
@@ -48,6 +57,7 @@ class BatchQuery:
         if not re.search(rf"\b{INPUT_TABLE}\b", code):
             raise ConfigError(f"{setting} never mentions {INPUT_TABLE}, the table that holds the incoming rows")
         self._context, self._options = _session()
+        self._one_at_a_time = Lock()
         self._check_without_columns()
 
     def run(self, data: pa.RecordBatch) -> pa.RecordBatch:
@@ -56,41 +66,51 @@ class BatchQuery:
         Raises: ConfigError if the query does not fit the batch's columns or names a result column
             twice, BatchError if it fails on the values.
         """
-        self._context.register_record_batches(INPUT_TABLE, [[_with_nulls_inside(data)]])
-        try:
+        with self._input(_with_nulls_inside(data)):
             frame = self._plan()
             schema = self._result_schema(frame, data.schema)
             # An aggregate makes a row even of no rows, which would be a record that never was.
             batches = self._collect(frame) if data.num_rows else []
-        finally:
-            self._context.deregister_table(INPUT_TABLE)  # or it would hold the batch until the next
         return self._joined(batches, schema)
+
+    @contextmanager
+    def _input(self, data: pa.RecordBatch) -> Iterator[None]:
+        """Let the query see `data`, and nobody else meanwhile."""
+        with self._one_at_a_time:
+            self._context.register_record_batches(INPUT_TABLE, [[data]])
+            try:
+                yield
+            finally:
+                self._context.deregister_table(INPUT_TABLE)  # or it would hold the batch until the next
 
     def reads_rows_only(self, data: pa.RecordBatch) -> bool:
         """Whether the query is a bare projection of the input: a row for each row, in order."""
-        self._context.register_record_batches(INPUT_TABLE, [[data]])
-        try:
+        return self._plan_steps(data) == ["Projection", "TableScan"]
+
+    def is_row_wise(self, data: pa.RecordBatch) -> bool:
+        """Whether each row of the result depends on one row of the input alone, and order is kept."""
+        return set(self._plan_steps(data)) <= {"Projection", "Filter", "SubqueryAlias", "TableScan"}
+
+    def _plan_steps(self, data: pa.RecordBatch) -> list[str]:
+        """The kinds of the nodes of the logical plan, from the result down to the first with several inputs."""
+        with self._input(data):
             plan = self._plan().logical_plan()
             names = [type(plan.to_variant()).__name__]
-            while plan.inputs():
-                (plan,) = plan.inputs()
+            while len(inputs := plan.inputs()) == 1:
+                (plan,) = inputs
                 names.append(type(plan.to_variant()).__name__)
-        finally:
-            self._context.deregister_table(INPUT_TABLE)
-        return names == ["Projection", "TableScan"]
+        return names
 
     def _check_without_columns(self) -> None:
         empty = pa.RecordBatch.from_arrays([], schema=pa.schema([]))
-        self._context.register_record_batches(INPUT_TABLE, [[empty]])
-        try:
-            self._context.sql_with_options(self._query, self._options)
-        except ValueError as error:
-            message = str(error)
-            never = ("SQL error", "This feature is not implemented", "Error during planning: table ")
-            if message.startswith(never) or "not supported:" in message:
-                raise ConfigError(f"{self._setting} is refused: {readable(message)}") from None
-        finally:
-            self._context.deregister_table(INPUT_TABLE)
+        with self._input(empty):
+            try:
+                self._context.sql_with_options(self._query, self._options)
+            except ValueError as error:
+                message = str(error)
+                never = ("SQL error", "This feature is not implemented", "Error during planning: table ")
+                if message.startswith(never) or "not supported:" in message:
+                    raise ConfigError(f"{self._setting} is refused: {readable(message)}") from None
 
     def _plan(self) -> Any:
         try:
@@ -176,6 +196,21 @@ def settled_type(kind: pa.DataType) -> pa.DataType:
     if pt.is_fixed_size_list(kind):
         return pa.list_(kind.value_field.with_type(settled_type(kind.value_type)), kind.list_size)
     return kind
+
+
+@lru_cache(maxsize=QUERIES_CACHED)
+def query_problem(query: str) -> str | None:
+    """Why `query` cannot be run on any rows, as far as that can be seen without the columns."""
+    try:
+        BatchQuery(query, setting="query")
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def is_immutable(sql: str) -> bool:
+    """Whether `sql` gives the same for the same rows whenever it is run: it names no function that does not."""
+    return not _VOLATILE.search(code_of(sql))
 
 
 def without_views(data: pa.RecordBatch) -> pa.RecordBatch:

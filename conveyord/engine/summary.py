@@ -6,6 +6,7 @@ JSON shape is part of the interface and only ever grows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -28,20 +29,52 @@ class SinkProgress:
 class RunProgress:
     """Counts since the run began; rows that an earlier run committed are not in them.
 
-    `bytes_total` is what the source knows it will read, or None. `oldest_uncommitted_seconds` is the
+    `bytes_total` is what the sources know they will read, or None. `oldest_uncommitted_seconds` is the
     age of the oldest row that was read and is not yet durable in every sink, or None if there is none.
     `stage` says in a few words what the run is doing now, such as `reading` or `draining`.
     """
 
+    pipeline: str = ""
+    delivery: Delivery = "exactly-once"
     rows_in: int = 0
     rows_out: int = 0
     filtered: int = 0
     skipped: int = 0
+    dead_letters: int = 0
     bytes_in: int = 0
     bytes_total: int | None = None
     oldest_uncommitted_seconds: float | None = None
     stage: str = "starting"
     sinks: dict[str, SinkProgress] = field(default_factory=dict)
+
+    def expects(self, raw_bytes: int | None) -> None:
+        """One more source says how much it will read; None if it cannot know, and then nobody can."""
+        known = self.bytes_total if self._sized else 0
+        self.bytes_total = None if known is None or raw_bytes is None else known + raw_bytes
+        self._sized = True
+
+    _sized: bool = False
+
+
+def total(parts: Sequence[RunProgress]) -> RunProgress:
+    """The progress of several pipelines as one, for the display. What they share is counted for each."""
+    if len(parts) == 1:
+        return parts[0]
+    ages = [part.oldest_uncommitted_seconds for part in parts if part.oldest_uncommitted_seconds is not None]
+    sizes = [part.bytes_total for part in parts if part.bytes_total is not None]
+    return RunProgress(
+        pipeline=f"{len(parts)} pipelines",
+        rows_in=sum(part.rows_in for part in parts),
+        rows_out=sum(part.rows_out for part in parts),
+        filtered=sum(part.filtered for part in parts),
+        skipped=sum(part.skipped for part in parts),
+        dead_letters=sum(part.dead_letters for part in parts),
+        bytes_in=sum(part.bytes_in for part in parts),
+        bytes_total=sum(sizes) if len(sizes) == len(parts) else None,
+        oldest_uncommitted_seconds=max(ages, default=None),
+        stage=parts[0].stage if parts else "",
+        sinks={f"{part.pipeline}.{name}": sink for part in parts for name, sink in part.sinks.items()},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +90,10 @@ class RunError:
 class RunSummary:
     """The outcome of one run.
 
-    rows_in: records read, bad ones included. rows_out: rows handed to sinks. filtered: rows that
-    stages removed. skipped: bad records passed over on request. `seconds` is wall time and
-    `rows_per_second` is rows_in over it. `delivery` is the weakest promise among the sinks.
+    rows_in: records read, bad ones included. rows_out: rows handed to sinks, to each its own. filtered: rows
+    that stages removed or no edge took. skipped: bad records passed over on request. dead_letters: records and
+    rows put there in this run. `seconds` is wall time and `rows_per_second` is rows_in over it. `delivery` is
+    the weakest promise among the sinks.
 
     status: `succeeded` read everything; `drained` was asked to stop and committed what it had read;
     `cancelled` was stopped at once, and the next run goes on from the last commit; `failed` has an error.
@@ -80,30 +114,28 @@ class RunSummary:
     error: RunError | None = None
 
     @classmethod
-    def cut_short(
+    def of(
         cls,
         progress: RunProgress,
         *,
-        pipeline: str,
         status: RunStatus,
         seconds: float,
-        delivery: Delivery,
         error: ConveyordError | None = None,
         stage: str | None = None,
     ) -> RunSummary:
-        """The summary of a run that did not live to give its own."""
+        """The summary of a run that ended with `progress`."""
         return cls(
-            pipeline=pipeline,
+            pipeline=progress.pipeline,
             status=status,
             rows_in=progress.rows_in,
             rows_out=progress.rows_out,
             filtered=progress.filtered,
             skipped=progress.skipped,
-            dead_letters=0,
+            dead_letters=progress.dead_letters,
             seconds=seconds,
             rows_per_second=rate(progress.rows_in, seconds),
             bytes_in=progress.bytes_in,
-            delivery=delivery,
+            delivery=progress.delivery,
             sinks=tuple(
                 SinkReport(name=name, rows=sink.rows, files=sink.files, commits=sink.commits)
                 for name, sink in progress.sinks.items()

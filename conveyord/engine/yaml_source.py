@@ -1,27 +1,37 @@
 """Reads YAML into plain values that remember where they were written.
 
-Values follow YAML 1.2's core schema: `yes` is text, a date is text, `1_000` is a number. Documents are
-composed to ruamel's node graph and converted here rather than by a constructor, because that is
-where duplicate keys, alias bombs and unknown tags can all be reported at once, with their places.
+Values follow YAML 1.2's core schema: `yes` is text, a date is text. Beyond it `1_000` is a number. libyaml
+parses; its events are put together here rather than by its own composer, because here duplicate keys, alias
+bombs and unknown tags can all be reported at once with their places, and because its composer recurses on
+the C stack: a file of `[` ends the process.
 """
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
-from ruamel.yaml.reader import ReaderError
+from yaml.cyaml import CParser
+from yaml.error import YAMLError
+from yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+)
 
 from conveyord.engine.problems import DefinitionError, Problem
+from conveyord.engine.yaml_mistakes import BREAKS, syntax_mistake
+from conveyord.engine.yaml_scalars import plain_value
 
-FILE_BYTES_MAX = 256 * 1024  # some hundred pipelines; ruamel reads about 100 KB a second
-VALUES_MAX = 100_000  # after aliases are expanded; a file of FILE_BYTES_MAX holds fewer by hand
+FILE_BYTES_MAX = 4 * 1024 * 1024  # some five thousand pipelines, which load in five seconds; at worst ten
+VALUES_MAX = 100_000  # of one document, after aliases are expanded; by hand nobody writes a tenth of it
+DOCUMENTS_MAX = 10_000  # of one file
 DEPTH_MAX = 64  # beyond any manifest, and well below Python's recursion limit
 
 _TAG = "tag:yaml.org,2002:"
@@ -29,23 +39,76 @@ _TAG = "tag:yaml.org,2002:"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a value and its key start. Lines and columns count from 1."""
+    """Where a value and its key start, and where the value ends. Lines and columns count from 1."""
 
     line: int
     column: int
     key_line: int
     key_column: int
+    end_line: int
+    end_column: int
 
 
 Path = tuple[str | int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+class _Node:
+    """A value and where it was written. `inner`: the nodes below, by key with the key's mark, or by index."""
+
+    __slots__ = ("end", "inner", "size", "start", "value")
+
+    def __init__(self, value: Any, start: Any, end: Any) -> None:
+        self.value = value
+        self.start = start
+        self.end = end
+        self.inner: dict[str, tuple[Any, _Node]] | list[_Node] | None = None
+        self.size = 1
+
+
 class Document:
     """One YAML document: its value, and the place of everything in it by path from the root."""
 
-    value: Any
-    places: dict[Path, Place]
+    def __init__(self, root: _Node) -> None:
+        self.value = root.value
+        self._root = root
+
+    def place(self, path: Sequence[str | int]) -> tuple[Place, Path]:
+        """The place of the longest part of `path` that was written, and that part.
+
+        Elements that name no key are passed over: pydantic puts the branch of a union into a location.
+        """
+        node, key_mark, known = self._find(path)
+        key = node.start if key_mark is None else key_mark
+        place = Place(
+            node.start.line + 1,
+            node.start.column + 1,
+            key.line + 1,
+            key.column + 1,
+            node.end.line + 1,
+            node.end.column + 1,
+        )
+        return place, known
+
+    def keys_at(self, path: Sequence[str | int]) -> Collection[str]:
+        """The keys of the mapping at `path`; none if there is no mapping."""
+        node, _, known = self._find(path)
+        return node.inner if isinstance(node.inner, dict) and known == tuple(path) else ()
+
+    def _find(self, path: Sequence[str | int]) -> tuple[_Node, Any, Path]:
+        node, key_mark, known = self._root, None, []
+        for part in path:
+            if isinstance(node.inner, dict) and part in node.inner:
+                key_mark, node = node.inner[str(part)]
+            elif isinstance(node.inner, list) and isinstance(part, int) and 0 <= part < len(node.inner):
+                node, key_mark = node.inner[part], None
+            else:
+                continue
+            known.append(part)
+        return node, key_mark, tuple(known)
+
+
+Substitute = Callable[[str], str]
+"""Text with its `${...}` replaced. Raises ValueError with a sentence if that cannot be done."""
 
 
 class YamlText:
@@ -55,7 +118,6 @@ class YamlText:
         """Raises DefinitionError if `content` is too large or is not UTF-8."""
         self.path = path
         self.problems: list[Problem] = []
-        self._lines: list[str] = []
         if len(content) > FILE_BYTES_MAX:
             limit = f"the limit is {FILE_BYTES_MAX}; split the file"
             raise DefinitionError([Problem(path, 0, 0, f"the file has {len(content)} bytes, {limit}")])
@@ -63,186 +125,208 @@ class YamlText:
             self.text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             line = content.count(b"\n", 0, error.start) + 1
-            column = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
-            raise DefinitionError(
-                [
-                    Problem(
-                        path,
-                        line,
-                        column,
-                        f"byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8",
-                    )
-                ]
-            ) from error
-        self._lines = self.text.split("\n")
+            start = content.rfind(b"\n", 0, error.start) + 1
+            column = len(content[start : error.start].decode("utf-8", "replace")) + 1
+            message = f"byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8"
+            raise DefinitionError([Problem(path, line, column, message)]) from error
+        self._lines: list[str] | None = None
+        self._hidden: list[Place] = []
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines, as libyaml counts them."""
+        if self._lines is None:
+            self._lines = BREAKS.split(self.text)
+        return self._lines
 
     def problem(self, line: int, column: int, message: str) -> None:
         """Remember a problem at a place, both counted from 1."""
-        source_line = self._lines[line - 1] if 0 < line <= len(self._lines) else ""
-        self.problems.append(Problem(self.path, line, column, message, source_line))
+        source_line = self.lines[line - 1] if 0 < line <= len(self.lines) else ""
+        self.problems.append(Problem.within(self.path, line, column, message, source_line))
 
-    def documents(self) -> list[Document]:
+    def hide(self, place: Place) -> None:
+        """Keep the value at `place` out of the lines that are shown."""
+        self._hidden.append(place)
+
+    def shown_problems(self) -> list[Problem]:
+        """The problems, without the secrets in the lines they show."""
+        by_line: dict[int, list[Place]] = {}
+        # From right to left, so that what is hidden first does not move what is further left.
+        for place in sorted(set(self._hidden), reverse=True, key=lambda hidden: (hidden.line, hidden.column)):
+            for line in range(place.line, place.end_line + 1):
+                by_line.setdefault(line, []).append(place)
+        return [self._masked(problem, by_line.get(problem.line, ())) for problem in self.problems]
+
+    def _masked(self, problem: Problem, hidden: Sequence[Place]) -> Problem:
+        left_out = problem.column - problem.caret  # in front of what is kept of the line
+        for place in hidden:
+            start = place.column - 1 - left_out if problem.line == place.line else 0
+            end = place.end_column - 1 - left_out if problem.line == place.end_line else len(problem.source_line)
+            problem = problem.masked(start, end)
+        return problem.without_named_secrets()
+
+    def documents(self, substitute: Substitute) -> list[Document]:
         """The documents that are not empty. Duplicate keys and the like are remembered as problems.
 
         Raises DefinitionError at a syntax error, because nothing after it can be trusted.
         """
         try:
-            roots = [
-                node for node in YAML(typ="safe", pure=True).compose_all(io.StringIO(self.text)) if node is not None
-            ]
-        except (YAMLError, RecursionError, ValueError) as error:
-            self._syntax_problem(error)
+            composer = _Composer(self, substitute)
+            return [Document(root) for root in composer.roots() if root.value is not None]
+        except (YAMLError, ValueError) as error:
+            self.problem(*syntax_mistake(error, self.text, self.lines))
             raise DefinitionError(self.problems) from error
-        converted = []
-        for root in roots:
-            conversion = _Conversion(self)
-            value = conversion.convert(root, (), None)
-            if value is not None:
-                converted.append(Document(value, conversion.places))
-        return converted
-
-    def _syntax_problem(self, error: Exception) -> None:
-        if isinstance(error, ReaderError):
-            # Reader errors carry an offset only, and it is relative to a buffer.
-            position = next((i for i, char in enumerate(self.text) if ord(char) == error.character), 0)
-            line = self.text.count("\n", 0, position) + 1
-            column = position - (self.text.rfind("\n", 0, position) + 1) + 1
-            self.problem(line, column, f"the character U+{error.character:04X} is not allowed in YAML; remove it")
-            return
-        mark = error.problem_mark or error.context_mark if isinstance(error, MarkedYAMLError) else None
-        if mark is None:
-            self.problem(1, 1, "the file is nested too deeply or is not YAML" if not str(error) else str(error))
-            return
-        opened = error.context_mark if isinstance(error, MarkedYAMLError) else None
-        if opened is not None and not "".join(self._lines[mark.line :])[mark.column :].strip():
-            # The parser noticed at the end of the file; the mistake is where it began.
-            sentence = "what begins here is not closed before the file ends"
-            self.problem(opened.line + 1, opened.column + 1, sentence)
-            return
-        self.problem(mark.line + 1, mark.column + 1, self._syntax_sentence(error, mark.line, mark.column))
-
-    def _syntax_sentence(self, error: Exception, line: int, column: int) -> str:
-        problem = str(getattr(error, "problem", error))
-        here = self._lines[line][column : column + 1] if line < len(self._lines) else ""
-        if here == "\t":
-            return "a tab cannot indent YAML; use spaces"
-        if "mapping values are not allowed" in problem:
-            return "a second ': ' in one value; put the value in quotes, or the key on its own line"
-        if "undefined alias" in problem:
-            return f"{problem}; define it with & before it is used"
-        if here == "{" and self._lines[line][column - 1 : column] == "$":
-            return "${...} is not supported yet; write the value itself"
-        context = getattr(error, "context", None)
-        return f"not YAML: {problem}" + (f" ({context})" if context else "")
 
 
-class _Conversion:
-    """Turns one node graph into values and places. Counts what aliases expand to."""
+class _Composer:
+    """Turns the events of one file into nodes, one document after another."""
 
-    def __init__(self, text: YamlText) -> None:
+    def __init__(self, text: YamlText, substitute: Substitute) -> None:
         self._text = text
-        self._values = 0
-        self._open: set[int] = set()
-        self.places: dict[Path, Place] = {}
+        self._substitute = substitute
+        self._parser = CParser(text.text)
+        self._anchors: dict[str, _Node | None] = {}
 
-    def convert(self, node: Node, path: Path, key: Node | None) -> Any:
-        mark = node.start_mark
-        key_mark = mark if key is None else key.start_mark
-        place = Place(mark.line + 1, mark.column + 1, key_mark.line + 1, key_mark.column + 1)
-        self.places[path] = place
-        self._values += 1
-        if self._values > VALUES_MAX:
-            self._refuse(place, f"aliases expand to more than {VALUES_MAX} values; write fewer of them out")
-        if len(path) > DEPTH_MAX:
-            self._refuse(place, f"nested more than {DEPTH_MAX} levels deep")
-        if id(node) in self._open:
-            self._refuse(place, f"the alias *{node.anchor} contains itself")
-        if isinstance(node, ScalarNode):
-            return self._scalar(node, place)
-        if not str(node.tag).startswith(_TAG):
-            self._unknown_tag(node, place)
-        self._open.add(id(node))
-        try:
-            if isinstance(node, MappingNode):
-                return self._mapping(node, path)
-            return [self.convert(item, (*path, index), None) for index, item in enumerate(node.value)]
-        finally:
-            self._open.discard(id(node))
+    def roots(self) -> list[_Node]:
+        roots: list[_Node] = []
+        parser = self._parser
+        while parser.check_event():
+            if not isinstance(parser.get_event(), DocumentStartEvent):
+                continue
+            if len(roots) == DOCUMENTS_MAX:
+                self._refuse(parser.peek_event(), f"more than {DOCUMENTS_MAX} documents in one file; split it")
+            self._anchors = {}
+            roots.append(self._compose(parser.get_event(), 0))
+        return roots
 
-    def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            line, column = key_node.start_mark.line + 1, key_node.start_mark.column + 1
-            if not isinstance(key_node, ScalarNode):
-                self._text.problem(line, column, "a key must be text, not a list or a mapping")
-                continue
-            key = key_node.value
-            if key_node.tag == f"{_TAG}merge":
-                self._text.problem(
-                    line, column, "merge keys (<<) are not supported; write the keys out, or use an alias"
-                )
-                continue
-            if key in result:
-                first = self.places[(*path, key)].key_line
-                self._text.problem(line, column, f"the key {key!r} is given twice, first in line {first}")
-                continue
-            result[key] = self.convert(value_node, (*path, key), key_node)
-        return result
+    def _compose(self, event: Any, depth: int) -> _Node:
+        if depth > DEPTH_MAX:
+            self._refuse(event, f"nested more than {DEPTH_MAX} levels deep")
+        kind = type(event)
+        if kind is AliasEvent:
+            return self._alias(event)
+        anchor = event.anchor
+        if anchor is not None:
+            self._anchors[anchor] = None  # open: an alias to it now would contain itself
+        if kind is ScalarEvent:
+            node = self._scalar(event)
+        else:
+            if event.tag is not None and not event.tag.startswith(_TAG) and event.tag != "!":
+                self._unknown_tag(event)
+            node = self._mapping(event, depth) if kind is MappingStartEvent else self._sequence(event, depth)
+            if node.size > VALUES_MAX:
+                self._refuse(event, f"more than {VALUES_MAX} values with aliases expanded; write fewer")
+        if anchor is not None:
+            self._anchors[anchor] = node
+        return node
 
-    def _scalar(self, node: ScalarNode, place: Place) -> Any:
-        text = node.value
+    def _alias(self, event: Any) -> _Node:
+        if event.anchor not in self._anchors:
+            self._refuse(event, f"undefined alias {event.anchor!r}; define it with & before it is used")
+        node = self._anchors[event.anchor]
+        if node is None:
+            self._refuse(event, f"the alias *{event.anchor} contains itself")
+        assert node is not None
+        return node
+
+    def _sequence(self, start: Any, depth: int) -> _Node:
+        node = _Node([], start.start_mark, start.end_mark)
+        inner: list[_Node] = []
+        while type(event := self._parser.get_event()) is not SequenceEndEvent:
+            item = self._compose(event, depth + 1)
+            inner.append(item)
+            node.value.append(item.value)
+            node.size += item.size
+        node.inner, node.end = inner, event.end_mark
+        return node
+
+    def _mapping(self, start: Any, depth: int) -> _Node:
+        node = _Node({}, start.start_mark, start.end_mark)
+        inner: dict[str, tuple[Any, _Node]] = {}
+        while type(event := self._parser.get_event()) is not MappingEndEvent:
+            key = self._key(event, inner, depth)
+            item = self._compose(self._parser.get_event(), depth + 1)
+            if key is None:
+                continue
+            inner[key] = (event.start_mark, item)
+            node.value[key] = item.value
+            node.size += item.size
+        node.inner, node.end = inner, event.end_mark
+        return node
+
+    def _key(self, event: Any, known: dict[str, tuple[Any, _Node]], depth: int) -> str | None:
+        """The text of a key, or None after remembering why its value is passed over."""
+        if type(event) is AliasEvent:
+            self._problem(event, "a key must be written out, not be an alias")
+            return None
+        if type(event) is not ScalarEvent:
+            self._compose(event, depth + 1)
+            self._problem(event, "a key must be text, not a list or a mapping")
+            return None
+        key: str = event.value
+        if event.anchor is not None:
+            self._anchors[event.anchor] = _Node(key, event.start_mark, event.end_mark)
+        if key == "<<" and event.implicit[0]:
+            self._problem(event, "merge keys (<<) are not supported; write the keys out, or use an alias")
+            return None
+        if key in known:
+            self._problem(event, f"the key {key!r} is given twice, first in line {known[key][0].line + 1}")
+            return None
+        return key
+
+    def _scalar(self, event: Any) -> _Node:
+        text: str = event.value
+        plain = event.implicit[0] and event.tag is None and not event.style
+        node = _Node(text, event.start_mark, event.end_mark)
         if "${" in text:
-            self._text.problem(place.line, place.column, "${...} is not supported yet; write the value itself")
-        tag = str(node.tag).removeprefix(_TAG)
+            try:
+                replaced = self._substitute(text)
+            except ValueError as error:
+                self._problem(event, str(error))
+                return node
+            # Only a variable that stands alone is typed: in `a ${B}` nobody means a number.
+            node.value = self._typed(replaced, event) if plain and is_one_variable(text) else replaced
+        elif plain:
+            node.value = self._typed(text, event)
+        elif event.tag is not None and event.tag != "!":
+            node.value = self._tagged(text, event)
+        return node
+
+    def _typed(self, text: str, event: Any) -> Any:
         try:
-            match tag:
-                case "null":
-                    return None
-                case "bool":
-                    return text.lower() == "true"
-                case "int":
-                    return _integer(text)
-                case "float":
-                    return self._float(text, place)
-                case "str" | "timestamp":
-                    return text
-        except ValueError:
-            return text  # an explicit tag on text that does not fit it: the model will say what it wants
-        self._unknown_tag(node, place)
+            return plain_value(text)
+        except ValueError as error:
+            self._problem(event, str(error))
+            return math.inf  # a number, so that the model has nothing to add
+
+    def _tagged(self, text: str, event: Any) -> Any:
+        """What `text` means under its explicit tag. Text that does not fit it stays text."""
+        match event.tag.removeprefix(_TAG):
+            case "str" | "timestamp":
+                return text
+            case "null" | "bool" | "int":
+                return self._typed(text, event)
+            case "float":
+                value = self._typed(text, event)
+                return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        self._unknown_tag(event)
         return text
 
-    def _float(self, text: str, place: Place) -> float:
-        number = float(text.replace("_", "").replace(".inf", "inf").replace(".Inf", "inf").replace(".nan", "nan"))
-        if not math.isfinite(number):
-            self._text.problem(place.line, place.column, f"{text} is not a number that a setting can have")
-        return number
+    def _unknown_tag(self, event: Any) -> None:
+        tag = event.tag.replace(_TAG, "!!")
+        self._problem(event, f"the tag {tag} is not supported; remove it")
 
-    def _unknown_tag(self, node: Node, place: Place) -> None:
-        tag = str(node.tag).replace(_TAG, "!!")
-        self._text.problem(place.line, place.column, f"the tag {tag} is not supported; remove it")
+    def _problem(self, event: Any, message: str) -> None:
+        self._text.problem(event.start_mark.line + 1, event.start_mark.column + 1, message)
 
-    def _refuse(self, place: Place, message: str) -> None:
-        self._text.problem(place.line, place.column, message)
+    def _refuse(self, event: Any, message: str) -> None:
+        self._problem(event, message)
         raise DefinitionError(self._text.problems)
 
 
-def _integer(text: str) -> int:
-    digits = text.replace("_", "")
-    sign = -1 if digits.startswith("-") else 1
-    digits = digits.lstrip("+-")
-    for prefix, base in (("0x", 16), ("0o", 8), ("0b", 2)):
-        if digits.startswith(prefix):
-            return sign * int(digits, base)
-    return sign * int(digits, 10)
+_ONE_VARIABLE = re.compile(r"\$\{[^{}]*\}")
 
 
-def place_of(document: Document, path: Sequence[str | int]) -> tuple[Place, Path]:
-    """The place of the longest part of `path` that was written, and that part.
-
-    Elements that name no key are passed over: pydantic puts the branch of a union into a location.
-    """
-    known: Path = ()
-    for part in path:
-        if (*known, part) in document.places:
-            known = (*known, part)
-    return document.places[known], known
+def is_one_variable(text: str) -> bool:
+    """Whether `text` is one `${...}` and nothing else."""
+    return _ONE_VARIABLE.fullmatch(text) is not None

@@ -6,6 +6,9 @@ alone. Batches are acknowledged after the commit that holds them, never before.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Annotated
@@ -13,17 +16,18 @@ from typing import Annotated
 import pyarrow as pa
 import structlog
 import trio
-from pydantic import Field, StringConstraints
+from pydantic import AliasChoices, Field, StringConstraints
 
 from conveyord.core.errors import BatchError, ConfigError
 from conveyord.core.flow.positions import Positions, Span
 from conveyord.core.flow.tally import Tally
-from conveyord.core.units import Bytes, Seconds
-from conveyord.engine.contracts import OperatorConfig, OperatorContext, Sink, SinkReport
+from conveyord.core.units import Bytes, Seconds, counted
+from conveyord.engine.contracts import Inbound, OperatorConfig, OperatorContext, Sink, SinkReport
 from conveyord.engine.failures import storage_errors
-from conveyord.engine.messages import Ack, Batch, Eos, Message
+from conveyord.engine.messages import Ack, Batch, Eos
 from conveyord.engine.provenance import COLUMNS
 from conveyord.engine.schema import fit, grow
+from conveyord.engine.secrets import HIDDEN
 from conveyord.storage.lake.catalog import EMBEDDED, open_named
 from conveyord.storage.lake.ledger import Ledger
 from conveyord.storage.lake.outcomes import within
@@ -33,6 +37,7 @@ from conveyord.storage.lake.table_writer import TableWriter, TableWriterOptions,
 log = structlog.get_logger(__name__)
 
 CLEANUP_SECONDS = 10.0  # to delete files that no commit names: local ones take milliseconds, a store may hang
+PLACES_MAX = 3  # files that a message about one batch names
 EMPTY_COMMIT_SECONDS = 300.0  # a run that filters everything still moves its fence, but need not do so often
 
 
@@ -48,9 +53,11 @@ class IcebergConfig(OperatorConfig):
     """Writes rows into an Iceberg table, exactly once. The table is created, and grows, as rows need it."""
 
     table: Annotated[str, StringConstraints(pattern=r"^[^.\s]+(\.[^.\s]+)+$")] = Field(
-        description="`namespace.table`; both are created if missing."
+        validation_alias=AliasChoices("table", "table_name"),
+        description="`namespace.table`; both are created if missing.",
+        examples=["demo.records"],
     )
-    catalog: str | dict[str, str] = Field(
+    catalog: Annotated[str | dict[str, str], HIDDEN] = Field(
         default=EMBEDDED,
         description="A catalog of conveyord.toml by name, or pyiceberg's properties of one. "
         "`lake` is the embedded one.",
@@ -106,26 +113,39 @@ class IcebergSink(Sink):
         )
         return TableWriter(catalog, Ledger(self.context.data_dir), options)
 
-    async def run(self, inbound: trio.MemoryReceiveChannel[Message]) -> None:
+    async def run(self, inbound: Inbound) -> None:
         """See `Sink.run`."""
         assert self._writer is not None, "the engine opens a sink before it runs it"
-        try:
-            while True:
-                with trio.move_on_at(self._commit_at()) as wait:
-                    message = await inbound.receive()
-                if wait.cancelled_caught:
-                    await self._commit("age")
-                    continue
-                match message:
-                    case Batch():
-                        await self._take(message)
-                    case Eos():
-                        await self._commit("end")
-                        return
-        finally:
-            # What cannot be deleted now stays in the ledger, and a later run deletes it.
-            with trio.move_on_after(CLEANUP_SECONDS, shield=True), suppress(OSError):
-                await trio.to_thread.run_sync(self._writer.abort, abandon_on_cancel=True)
+        while True:
+            with trio.move_on_at(self._commit_at()) as wait:
+                message = await inbound.receive()
+            if wait.cancelled_caught:
+                await self._commit("age")
+                continue
+            match message:
+                case Batch():
+                    await self._take(message)
+                case Eos():
+                    await self._commit("end")
+                    return
+
+    async def close(self) -> None:
+        """See `Operator.close`. What was not committed is deleted."""
+        if self._writer is None:
+            return
+        # What cannot be deleted now stays in the ledger, and a later run deletes it.
+        with trio.move_on_after(CLEANUP_SECONDS, shield=True):
+            await _finish(self._writer.abort)
+            await _finish(self._writer.close)
+
+    @property
+    def destination(self) -> str:
+        """See `Sink.destination`."""
+        config: IcebergConfig = self.config
+        if isinstance(config.catalog, str):
+            return f"table {config.table} of the catalog {config.catalog!r}"
+        digest = hashlib.sha256(json.dumps(config.catalog, sort_keys=True).encode()).hexdigest()  # it holds secrets
+        return f"table {config.table} of an inline catalog ({digest[:8]})"
 
     async def _take(self, batch: Batch) -> None:
         with storage_errors(f"table {self.config.table}"):
@@ -149,17 +169,25 @@ class IcebergSink(Sink):
         assert self._writer is not None
         if self.config.provenance:
             self._check_provenance(batch)
-        held = self._writer.schema
+        try:
+            self._write_rows(batch, self._writer)
+        except ConfigError as error:
+            raise ConfigError(f"{place_of(batch)}: {error}") from error
+        except BatchError as error:
+            raise BatchError(f"{place_of(batch)}: {error}") from error
+
+    def _write_rows(self, batch: Batch, writer: TableWriter) -> None:
+        held = writer.schema
         schema, data = grow(pa.schema([]) if held is None else held, batch.data)
         if held is None or not schema.equals(held):
             self._check_width(schema)
             if len(schema) == 0:
                 self._refuse_fieldless(batch)
                 return
-            self._writer.shape(schema)
-            data = fit(batch.data, self._writer.schema)
+            writer.shape(schema)
+            data = fit(batch.data, writer.schema)
         if data.num_rows:
-            self._writer.write(data)
+            writer.write(data)
 
     def _check_width(self, schema: pa.Schema) -> None:
         limit: int = self.config.columns_max
@@ -173,8 +201,8 @@ class IcebergSink(Sink):
     def _refuse_fieldless(self, batch: Batch) -> None:
         if batch.data.num_rows:
             raise BatchError(
-                f"table {self.config.table}: {batch.data.num_rows} rows have no field with a value, so there is no "
-                "column to create the table with; filter such rows, or create the table first"
+                f"table {self.config.table}: no field has a value in {counted(batch.data.num_rows, 'row')}, so there "
+                "is no column to create the table with; filter such rows, or create the table first"
             )
 
     def _check_provenance(self, batch: Batch) -> None:
@@ -221,3 +249,15 @@ class IcebergSink(Sink):
         if writer is None:
             return SinkReport(self.context.stage, 0, 0, 0)
         return SinkReport(self.context.stage, writer.rows_committed, writer.files_committed, writer.commits)
+
+
+async def _finish(step: Callable[[], None]) -> None:
+    """Run one blocking step of the end, which a deadline may leave behind."""
+    with suppress(OSError):
+        await trio.to_thread.run_sync(step, abandon_on_cancel=True)
+
+
+def place_of(batch: Batch) -> str:
+    """Where the records of `batch` stand in their files, for a message."""
+    spans = [f"{span.partition.name} bytes {span.first} to {span.end}" for span in batch.spans[:PLACES_MAX]]
+    return ", ".join(spans) + (", ..." if len(batch.spans) > PLACES_MAX else "")

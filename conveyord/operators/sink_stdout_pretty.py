@@ -11,13 +11,11 @@ from typing import Literal
 
 import orjson
 import pyarrow as pa
-import trio
 from pydantic import Field
 from rich.cells import cell_len, set_cell_size
 
-from conveyord.core.flow.positions import Positions
-from conveyord.engine.contracts import OperatorConfig, OperatorContext, Sink, SinkReport
-from conveyord.engine.messages import Batch, Eos, Message
+from conveyord.engine.contracts import Inbound, OperatorConfig, OperatorContext, Sink, SinkReport
+from conveyord.engine.messages import Batch, Eos
 from conveyord.engine.schema.text import to_text
 
 CELL_WIDTH_MAX = 60  # terminal cells; what is longer is cut, in tables only
@@ -48,11 +46,10 @@ class StdoutPrettySink(Sink):
         self._rows = 0
         self._shown = 0
 
-    async def open(self) -> Positions:
+    async def open(self) -> None:
         """See `Sink.open`. There is nothing to open, and no position is ever held."""
-        return Positions()
 
-    async def run(self, inbound: trio.MemoryReceiveChannel[Message]) -> None:
+    async def run(self, inbound: Inbound) -> None:
         """See `Sink.run`. Returning early, at a closed pipe, stops the stages before this one."""
         async for message in inbound:
             match message:
@@ -67,7 +64,7 @@ class StdoutPrettySink(Sink):
 
     def report(self) -> SinkReport:
         """See `Sink.report`. Rows beyond the limit count: they were taken, and said to be more."""
-        return SinkReport(name="stdout", rows=self._rows, files=0, commits=0)
+        return SinkReport(name=self.context.stage, rows=self._rows, files=0, commits=0)
 
     def _show(self, data: pa.RecordBatch) -> bool:
         """Print what the limit leaves of a batch; False if nobody reads. Blocking."""

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Annotated, Literal
 
 import pyarrow as pa
-from pydantic import Field, StringConstraints
+from pydantic import AliasChoices, Field, StringConstraints
 
 from conveyord.core.errors import ConfigError
 from conveyord.engine.contracts import OperatorConfig, OperatorContext
@@ -21,7 +21,11 @@ TypeWord = Literal["string", "long", "double", "boolean", "timestamp", "date"]
 class FileCsvConfig(FileSourceConfig):
     """Reads CSV files. Types are taken from the first 16 MiB unless declared; columns are matched by name."""
 
-    header: bool = Field(default=True, description="The first record names the columns; else they are f0, f1, ...")
+    header: bool = Field(
+        default=True,
+        validation_alias=AliasChoices("header", "has_header"),
+        description="The first record names the columns; else they are f0, f1, ...",
+    )
     delimiter: Mark = Field(default=",", description="What separates cells.")
     quote: Mark | None = Field(default='"', description="What encloses cells; doubled within them. None: no quoting.")
     types: dict[str, TypeWord] = Field(

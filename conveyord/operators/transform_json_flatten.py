@@ -11,7 +11,8 @@ import pyarrow.types as pt
 from pydantic import Field
 
 from conveyord.core.errors import BatchError
-from conveyord.engine.contracts import BatchTransform, OperatorConfig
+from conveyord.engine.batch_transform import BatchTransform
+from conveyord.engine.contracts import OperatorConfig
 from conveyord.engine.schema.lists import Elements
 from conveyord.engine.sql import without_views
 
@@ -73,6 +74,10 @@ class JsonFlattenTransform(BatchTransform):
             return data
         names = _distinct_names(columns, self.config.separator)
         return pa.RecordBatch.from_arrays([column.values for column in columns], names=names)
+
+    def row_wise(self, data: pa.RecordBatch) -> bool:  # noqa: ARG002 - the contract's
+        """See `BatchTransform.row_wise`: every row is flattened by itself."""
+        return True
 
     def _opened(self, column: _Column) -> list[_Column]:
         kind = column.values.type

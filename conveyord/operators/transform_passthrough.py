@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import trio
-
-from conveyord.engine.contracts import OperatorConfig, Transform
-from conveyord.engine.messages import Eos, Message
+from conveyord.engine.contracts import Inbound, OperatorConfig, Outbound, Transform
+from conveyord.engine.messages import Eos
 
 
 class PassthroughConfig(OperatorConfig):
@@ -18,7 +16,7 @@ class PassthroughTransform(Transform):
     Config = PassthroughConfig
     pure = True
 
-    async def run(self, inbound: trio.MemoryReceiveChannel[Message], outbound: trio.MemorySendChannel[Message]) -> None:
+    async def run(self, inbound: Inbound, outbound: Outbound) -> None:
         """See `Transform.run`."""
         async for message in inbound:
             if isinstance(message, Eos):

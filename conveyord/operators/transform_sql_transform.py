@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 from pydantic import Field
 
-from conveyord.engine.contracts import BatchTransform, OperatorConfig, OperatorContext
-from conveyord.engine.sql import BatchQuery
+from conveyord.engine.batch_transform import BatchTransform
+from conveyord.engine.contracts import OperatorConfig, OperatorContext
+from conveyord.engine.sql import BatchQuery, is_immutable, query_problem
 
 
 class SqlConfig(OperatorConfig):
@@ -19,13 +22,14 @@ class SqlConfig(OperatorConfig):
 
     query: str = Field(
         min_length=1,
+        examples=["SELECT * FROM input_data"],
         description="One read-only query (SELECT or WITH) over the table `input_data`. It sees one batch at "
         "a time: an aggregate, DISTINCT, a join or a window covers that batch, not the whole stream.",
     )
 
 
 class SqlTransform(BatchTransform):
-    """See docs/operators.md. Not `pure`: a query may call now() or random()."""
+    """See docs/operators.md. Pure, unless the query calls now() or random()."""
 
     Config = SqlConfig
 
@@ -33,6 +37,23 @@ class SqlTransform(BatchTransform):
         """Raises ConfigError if the query is no single read-only one."""
         super().__init__(config, context)
         self._query = BatchQuery(self.config.query, setting="sql_transform.query")
+
+    @classmethod
+    def mistakes(cls, config: OperatorConfig) -> Mapping[str, str]:
+        """See `Operator.mistakes`."""
+        assert isinstance(config, SqlConfig)
+        problem = query_problem(config.query)
+        return {} if problem is None else {"query": problem}
+
+    @classmethod
+    def is_pure(cls, config: OperatorConfig) -> bool:
+        """See `Operator.is_pure`."""
+        assert isinstance(config, SqlConfig)
+        return is_immutable(config.query)
+
+    def row_wise(self, data: pa.RecordBatch) -> bool:
+        """See `BatchTransform.row_wise`: true of queries without aggregates, windows, joins and sorting."""
+        return self._query.is_row_wise(data)
 
     def apply(self, data: pa.RecordBatch) -> pa.RecordBatch:
         """See `BatchTransform.apply`. Raises ConfigError or BatchError as `BatchQuery.run` does."""

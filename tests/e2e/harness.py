@@ -57,11 +57,15 @@ class Ended:
         assert self.summary["status"] == "succeeded"
         return self.summary
 
-    def failed(self, *parts: str, code: int = 1) -> str:
-        """Assert an orderly failure whose sentence has every part (regular expressions), and give it."""
+    def orderly(self, code: int) -> None:
+        """Assert the exit code, and that no bug is told of."""
         assert self.code == code, f"exit code {self.code}, expected {code}:\n{self.err}\n{self.out}"
         assert "Traceback" not in self.err, self.err
         assert "bug in conveyord" not in self.err, self.err
+
+    def failed(self, *parts: str, code: int = 1) -> str:
+        """Assert an orderly failure whose sentence has every part (regular expressions), and give it."""
+        self.orderly(code)
         for part in parts:
             assert re.search(part, self.error), f"{part!r} is not in: {self.error}"
         return self.error
@@ -157,50 +161,19 @@ def conveyord(*arguments: str | Path, cwd: Path) -> Ended:
     return Running([str(CONVEYORD), *map(str, arguments)], cwd).wait()
 
 
-@dataclass
-class Job:
-    """A pipeline file, its input folder and its data directory, all below `home`."""
+class TableFiles:
+    """One table of a data directory, as other engines find it."""
 
-    home: Path
-    source: dict[str, Any] = field(default_factory=lambda: {"type": "file_jsonl", "path": "in/*"})
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    sink: dict[str, Any] = field(default_factory=dict)
-    name: str = "job"
-    table: str = "ns.t"
-
-    def __post_init__(self) -> None:
-        self.input.mkdir(parents=True, exist_ok=True)
-        self.data_dir = self.home / "data"
-
-    @property
-    def input(self) -> Path:
-        return self.home / "in"
-
-    @property
-    def file(self) -> Path:
-        """The pipeline file, written anew. JSON is YAML."""
-        path = self.home / f"{self.name}.yaml"
-        sink = {"type": "iceberg", "table": self.table, **self.sink}
-        spec = {"source": self.source, "steps": self.steps, "sink": sink}
-        body = json.dumps({"name": self.name}), json.dumps(spec)
-        path.write_text(f"{HEAD}metadata: {body[0]}\nspec: {body[1]}\n", encoding="utf-8")
-        return path
-
-    def start(self, *flags: str | Path) -> Running:
-        fixed = [str(CONVEYORD), "run", str(self.file), "--data-dir", str(self.data_dir), "-o", "json"]
-        return Running([*fixed, "--log-level", "debug", *map(str, flags)], self.home)
-
-    def run(self, *flags: str | Path) -> Ended:
-        return self.start(*flags).wait()
+    def __init__(self, data_dir: Path, table: str) -> None:
+        self.data_dir = data_dir
+        self.table = table
 
     def audit(self) -> dict[str, Any]:
         """The audit's report, which must find nothing wrong."""
-        ended = conveyord("audit", self.table, "--data-dir", self.data_dir, "-o", "json", cwd=self.home)
+        ended = conveyord("audit", self.table, "--data-dir", self.data_dir, "-o", "json", cwd=self.data_dir.parent)
         assert ended.code == 0, ended.out + ended.err
         assert ended.summary["ok"]
         return ended.summary
-
-    # ---------------------------------------------------------------- the table, by others' code
 
     def metadata_location(self) -> str | None:
         """What the catalog's SQLite file names, None if there is no such table."""
@@ -278,6 +251,43 @@ class Job:
         root = Path(local(table.location()))
         found = {str(path) for path in root.rglob("*") if path.is_file()}
         return found - {local(path) for path in named} - self.suspects()
+
+
+@dataclass
+class Job(TableFiles):
+    """A pipeline file, its input folder and its data directory, all below `home`."""
+
+    home: Path
+    source: dict[str, Any] = field(default_factory=lambda: {"type": "file_jsonl", "path": "in/*"})
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    sink: dict[str, Any] = field(default_factory=dict)
+    name: str = "job"
+    table: str = "ns.t"
+
+    def __post_init__(self) -> None:
+        self.input.mkdir(parents=True, exist_ok=True)
+        self.data_dir = self.home / "data"
+
+    @property
+    def input(self) -> Path:
+        return self.home / "in"
+
+    @property
+    def file(self) -> Path:
+        """The pipeline file, written anew. JSON is YAML."""
+        path = self.home / f"{self.name}.yaml"
+        sink = {"type": "iceberg", "table": self.table, **self.sink}
+        spec = {"source": self.source, "steps": self.steps, "sink": sink}
+        body = json.dumps({"name": self.name}), json.dumps(spec)
+        path.write_text(f"{HEAD}metadata: {body[0]}\nspec: {body[1]}\n", encoding="utf-8")
+        return path
+
+    def start(self, *flags: str | Path) -> Running:
+        fixed = [str(CONVEYORD), "run", str(self.file), "--data-dir", str(self.data_dir), "-o", "json"]
+        return Running([*fixed, "--log-level", "debug", *map(str, flags)], self.home)
+
+    def run(self, *flags: str | Path) -> Ended:
+        return self.start(*flags).wait()
 
 
 def local(location: str) -> str:

@@ -37,7 +37,7 @@ def test_the_rate_never_leaves_the_range_of_what_happened(steps: list[tuple[floa
 async def test_log_lines_come_every_ten_seconds(autojump_clock: trio.testing.MockClock) -> None:
     progress = RunProgress(rows_in=5, bytes_in=7)
     with capture_logs() as logs, trio.move_on_after(LOG_SECONDS * 3.5):
-        await LogDisplay("default/p").follow(progress)
+        await LogDisplay("default/p").follow(lambda: progress)
     assert [entry["event"] for entry in logs] == ["progress"] * 3
     assert (logs[0]["pipeline"], logs[0]["rows_in"], logs[0]["bytes_in"]) == ("default/p", 5, 7)
     assert LOG_SECONDS > RATE_WINDOW_SECONDS
@@ -59,15 +59,13 @@ def test_progress_shows_what_matters(progress: RunProgress, expected: tuple[str,
 
 
 def test_a_failed_summary_has_no_hints_unless_something_was_committed() -> None:
-    progress = RunProgress(rows_in=10)
-    failed = RunSummary.cut_short(
-        progress, pipeline="default/p", status="failed", seconds=2, delivery="exactly-once", error=Refused("no")
-    )
+    progress = RunProgress(pipeline="default/p", rows_in=10)
+    failed = RunSummary.of(progress, status="failed", seconds=2, error=Refused("no"))
     text = summary_text(failed, hints=[("table", "here")])
     assert text.startswith("default/p: failed, after 2.0 s\n  rows in   10 ")
     assert "here" not in text
     assert "no" not in text
     progress.sinks["sink"] = SinkProgress(10, 1, 1)
-    partly = RunSummary.cut_short(progress, pipeline="default/p", status="failed", seconds=2, delivery="exactly-once")
+    partly = RunSummary.of(progress, status="failed", seconds=2)
     assert partly.sinks == (SinkReport("sink", 10, 1, 1),)
     assert "here" in summary_text(partly, hints=[("table", "here")])

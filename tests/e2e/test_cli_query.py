@@ -235,3 +235,21 @@ def test_a_configured_catalog_is_queried_by_its_name(call: Any, tmp_path: Path) 
     assert call("query", "SELECT * FROM ns.t", *arguments).json == [{"id": 7}]
     assert call("query", "SELECT * FROM other.ns.t", *arguments).json == [{"id": 7}]
     assert call("audit", "ns.t", *arguments).json["basis"] == "none"
+
+
+def test_the_provenance_columns_can_be_queried(call: Any, tmp_path: Path) -> None:
+    # `_partition` is a name that the Iceberg specification keeps, and iceberg-rust cannot read it.
+    (tmp_path / "in.jsonl").write_text('{"a": 1}\n{"a": 2}\n', encoding="utf-8")
+    definition = tmp_path / "p.yaml"
+    definition.write_text(
+        "apiVersion: conveyor.etl/v1\nkind: Pipeline\nmetadata: {name: p}\nspec:\n"
+        f"  source: {{type: file_jsonl, path: {tmp_path}/in.jsonl}}\n"
+        "  sink: {type: iceberg, table: a.placed, provenance: true}\n",
+        encoding="utf-8",
+    )
+    assert call("run", str(definition), "--data-dir", str(tmp_path / "d")).code == 0
+    done = call("query", "SELECT * FROM a.placed ORDER BY a", "--data-dir", str(tmp_path / "d"), "-o", "json")
+    assert [(row["a"], row["_partition"], row["_offset"]) for row in done.json] == [
+        (1, f"{tmp_path}/in.jsonl", 0),
+        (2, f"{tmp_path}/in.jsonl", 9),
+    ]

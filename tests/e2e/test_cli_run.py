@@ -156,7 +156,8 @@ def test_a_plugin_that_cannot_be_imported_hurts_only_who_names_it(shell: Any, tm
         (["p.yaml", "--config", "gone.toml"], "gone.toml: cannot be read"),
         (["p.yaml", "--channel-capacity", "0"], "0 is not in the range 1<=x<=1024"),
         (["p.yaml", "--adopt", "old"], "--adopt takes NAMESPACE/NAME, such as default/old"),
-        (["two.yaml"], "two.yaml holds 2 pipelines (default/p, default/q); conveyord run takes a file with one"),
+        (["two.yaml", "--adopt", "default/old"], "--adopt is for one pipeline; run that one by itself"),
+        (["p.yaml", "two.yaml"], "Pipeline default/p is defined twice, first in p.yaml:3; rename one of them"),
         (["print.yaml", "-o", "json"], "both write to standard output"),
     ],
 )

@@ -12,12 +12,14 @@ import os
 import random
 import signal
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zstandard
 
+from tests.e2e.drift import Drift, holds_values
 from tests.e2e.harness import Job, Running, lines, local
 
 SEED = int(os.environ.get("CONVEYORD_SEED", "20240601"))
@@ -47,15 +49,25 @@ WITH_PROVENANCE: dict[str, Any] = {"sink": {"commit": OFTEN, "provenance": True}
 class Load:
     """An input that can be made longer: records with consecutive ids, in files of three kinds."""
 
+    suffix = "jsonl"
+
     def __init__(self, job: Job) -> None:
         self.job = job
         self.records = 0
         self.files = 0
 
+    def content(self, numbers: range, *, appended: bool) -> bytes:
+        """What a new file holds, or what is `appended` to the first one."""
+        return lines(numbers)
+
+    def holds(self, keep: Callable[[int], bool]) -> None:
+        """Assert that the table has the records that `keep` names, once each."""
+        self.job.holds(number for number in range(self.records) if keep(number))
+
     def add(self, count: int) -> None:
         """One more file, sorted behind those that are there."""
-        content = lines(range(self.records, self.records + count))
-        name = f"{self.files:04d}.jsonl"
+        content = self.content(range(self.records, self.records + count), appended=False)
+        name = f"{self.files:04d}.{self.suffix}"
         if self.files % 3 == 1:
             (self.job.input / f"{name}.gz").write_bytes(gzip.compress(content, 1))
         elif self.files % 3 == 2:
@@ -67,9 +79,42 @@ class Load:
 
     def append(self, count: int) -> None:
         """Make the first file, which is plain, longer."""
-        with (self.job.input / "0000.jsonl").open("ab") as file:
-            file.write(lines(range(self.records, self.records + count)))
+        with (self.job.input / f"0000.{self.suffix}").open("ab") as file:
+            file.write(self.content(range(self.records, self.records + count), appended=True))
         self.records += count
+
+
+class DriftingLoad(Load):
+    """Records whose fields come, change their type and grow, unknown to the sample and to earlier runs."""
+
+    def __init__(self, job: Job, drift: Drift) -> None:
+        super().__init__(job)
+        self.drift = drift
+
+    def content(self, numbers: range, *, appended: bool) -> bytes:
+        return self.drift.json_lines(numbers)
+
+    def holds(self, keep: Callable[[int], bool]) -> None:
+        holds_values(self.job, self.records, self.drift.record)
+
+
+class DriftingCsvLoad(DriftingLoad):
+    """The same as CSV: new columns come with the header of a new file, other types anywhere."""
+
+    suffix = "csv"
+
+    def __init__(self, job: Job, drift: Drift) -> None:
+        super().__init__(job, drift)
+        self.headers: list[tuple[range, int]] = []
+
+    def content(self, numbers: range, *, appended: bool) -> bytes:
+        fields_of = 0 if appended else numbers[0]
+        self.headers.append((numbers, fields_of))
+        return self.drift.csv_rows(numbers, fields_of=fields_of, header=not appended)
+
+    def holds(self, keep: Callable[[int], bool]) -> None:
+        fields = [fields_of for numbers, fields_of in self.headers for _ in numbers]
+        holds_values(self.job, self.records, lambda number: self.drift.row(number, fields[number]))
 
 
 def phase(job: Job, before: int | None) -> str:
@@ -95,11 +140,13 @@ def reachable_metadata(job: Job) -> set[str]:
     return named
 
 
-def kill_loop(job: Job, *, kills: int, records: int, files: int, expected: Any = None) -> Counter[str]:
+def kill_loop(
+    job: Job, *, kills: int, records: int, files: int, expected: Any = None, load: Load | None = None
+) -> Counter[str]:
     """Kill `kills` runs, finish, and assert that every record is there once. Returns what was hit."""
     # pytest dumps the threads of a test after two minutes, which is no hang here, and the dump can crash.
     faulthandler.cancel_dump_traceback_later()
-    rng, load, phases = random.Random(SEED), Load(job), Counter[str]()
+    rng, load, phases = random.Random(SEED), load or Load(job), Counter[str]()
     print(f"seed={SEED}")
     for _ in range(files):
         load.add(records // files)
@@ -120,8 +167,7 @@ def kill_loop(job: Job, *, kills: int, records: int, files: int, expected: Any =
     job.sink = {**job.sink, "commit": {}}  # the rest at once
     job.run().succeeded()
     print(f"kills: {dict(phases)}, records: {load.records}, files: {load.files}")
-    keep = expected or (lambda number: True)
-    job.holds(number for number in range(load.records) if keep(number))
+    load.holds(expected or (lambda number: True))
     again = job.run().succeeded()
     assert again["rows_in"] == 0
     check_leftovers(job)
@@ -171,6 +217,44 @@ def test_every_record_is_there_once_after_500_kills(tmp_path: Path, shape: dict[
     job = Job(tmp_path, source=SMALL_BLOCKS, **shape)
     expected = (lambda number: number % 10 != 3) if shape is SHAPED else None
     kill_loop(job, kills=500, records=400_000, files=8, expected=expected)
+
+
+# ------------------------------------------------------------------ while the table grows
+
+SMALL_BLOCKS_CSV = {**SMALL_BLOCKS, "type": "file_csv"}
+FREQUENT = {"rows": 400, "every": "0.1s"}  # about a commit for each era
+CHECKED = Drift(era_records=500, slots=100)
+SOAKED = Drift(era_records=2000, slots=200)
+
+
+def drifting(home: Path, drift: Drift, *, form: str) -> DriftingLoad:
+    """A job over fields that change, and its input, which is still empty."""
+    if form == "csv":
+        return DriftingCsvLoad(Job(home, source=SMALL_BLOCKS_CSV, sink={"commit": FREQUENT}), drift)
+    return DriftingLoad(Job(home, source=SMALL_BLOCKS, sink={"commit": FREQUENT, "provenance": True}), drift)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_every_value_is_there_once_while_fields_change(tmp_path: Path, form: str) -> None:
+    load = drifting(tmp_path, CHECKED, form=form)
+    kill_loop(load.job, kills=2, records=8_000, files=4, load=load)
+
+
+@pytest.mark.check
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("form", "kills"), [("jsonl", 50), ("csv", 25)], ids=["jsonl-50", "csv-25"])
+def test_every_value_is_there_once_after_many_kills_while_fields_change(tmp_path: Path, form: str, kills: int) -> None:
+    load = drifting(tmp_path, CHECKED, form=form)
+    phases = kill_loop(load.job, kills=kills, records=36_000, files=6, load=load)
+    assert phases["between two commits"] or phases["during a commit"]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_every_value_is_there_once_after_500_kills_while_fields_change(tmp_path: Path, form: str) -> None:
+    load = drifting(tmp_path, SOAKED, form=form)
+    kill_loop(load.job, kills=500, records=120_000, files=40, load=load)
 
 
 # ------------------------------------------------------------------ asked to stop

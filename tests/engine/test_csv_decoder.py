@@ -181,7 +181,7 @@ def test_an_impossible_dialect_is_refused(options: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("record", "code", "reason"),
     [
-        (b"x", "RAGGED_ROW", "has 1 cells, the file has 2 columns"),
+        (b"x", "RAGGED_ROW", "has 1 cell, the file has 2 columns"),
         (b"x,y,z", "RAGGED_ROW", "has 3 cells, the file has 2 columns"),
         (b"x,\xff", "INVALID_UTF8", "byte 0xff at offset 2"),
         (b"x,\0", "NUL_BYTE", "offset 2"),

@@ -69,6 +69,7 @@ class Keeping(Sink):
     def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
         super().__init__(config, context)
         self.rows: list[int] = []
+        self.fifth_row = trio.Event()
         self.watermarks: list[int] = []
         self.ended = False
 
@@ -81,6 +82,8 @@ class Keeping(Sink):
                 case Batch():
                     self.taken += message.tally
                     self.rows.append(message.data["n"][0].as_py())
+                    if len(self.rows) == 5:
+                        self.fifth_row.set()
                     if len(self.rows) == self.full_at:
                         raise StorageFull("disk full")
                     message.ack.settle()
@@ -166,8 +169,7 @@ async def test_drain_ends_the_run_and_keeps_what_was_read(tmp_path: Path) -> Non
     run.source.batches = 1_000_000
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run.go)
-        while len(run.sink.rows) < 5:
-            await trio.sleep(0.001)
+        await run.sink.fifth_row.wait()
         run.drain.set()
     assert run.sink.ended
     assert run.sink.rows == list(range(run.source.sent))

@@ -50,7 +50,7 @@ def test_a_table_with_rows_and_no_fence_needs_adopt(tmp_path: Path) -> None:
     catalog.create_namespace("ns")
     catalog.create_table(NAME, SCHEMA, properties={"format-version": "2"})
     foreign_append(tmp_path)
-    with pytest.raises(Refused, match=r"holds 1 rows but no fence of ns/p.*adopt: true"):
+    with pytest.raises(Refused, match=r"holds 1 row but no fence of ns/p.*adopt: true"):
         Run(tmp_path).open()
     run = Run(tmp_path).open(adopt=True)
     run.commit_next()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from conveyord.core.units import Bytes, Seconds, format_bytes, format_seconds, parse_bytes, parse_seconds
+from conveyord.core.units import Bytes, Seconds, counted, format_bytes, format_seconds, parse_bytes, parse_seconds
 
 
 @pytest.mark.parametrize(
@@ -128,3 +128,7 @@ def test_sizes_and_durations_for_people() -> None:
         "2m 05s",
         "2h 01m",
     ]
+
+
+def test_a_count_takes_the_plural_except_for_one() -> None:
+    assert [counted(number, "row") for number in (0, 1, 2, 2000)] == ["0 rows", "1 row", "2 rows", "2,000 rows"]

@@ -14,12 +14,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 from conveyord.core.errors import Corrupt
 from conveyord.core.flow.positions import Partition, Position, Positions, Span
 from conveyord.core.flow.tally import Tally
+from conveyord.core.units import counted
 
 VERSION = 1
 INLINE_MAX = 64  # positions kept in the property while they are few: about 10 KB of JSON
@@ -132,13 +133,13 @@ class Fence:
         assert self.archive is not None
         if hashlib.sha256(body).hexdigest() != self.archive.sha256:
             raise Corrupt(
-                f"fence archive {self.archive.location}: {len(body)} bytes do not have the digest that the"
+                f"fence archive {self.archive.location}: its {counted(len(body), 'byte')} have another digest than the"
                 " fence names; restore the file from a backup of the warehouse, positions cannot be made up"
             )
         archived = decode_archive(body, where=self.archive.location)
         if len(archived) != self.archive.count:
             raise Corrupt(
-                f"fence archive {self.archive.location}: holds {len(archived)} positions, the fence says "
+                f"fence archive {self.archive.location}: holds {counted(len(archived), 'position')}, the fence says "
                 f"{self.archive.count}; restore the file from a backup of the warehouse"
             )
         return replace(self, archived=archived)
@@ -150,7 +151,7 @@ def encode(fence: Fence) -> str:
         "version": VERSION,
         "n": fence.n,
         "rows": fence.rows,
-        "tally": [fence.tally.read, fence.tally.skipped, fence.tally.filtered, fence.tally.added],
+        "tally": list(astuple(fence.tally)),
         "writer": fence.writer,
         "sequence": fence.sequence,
         "positions": _rows_of(fence.inline),

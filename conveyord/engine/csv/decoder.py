@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from conveyord.core.errors import BatchError, ConfigError, RecordError
+from conveyord.core.units import counted
 from conveyord.engine.csv.columns import DECLARED, infer_type, parse, resolve_declared
 from conveyord.engine.csv.scan import BYTE_ORDER_MARK, Scanner
 from conveyord.engine.decoding import BadRecord, Decoded
@@ -189,7 +190,7 @@ class CsvDecoder:
         columns = self._read(b"\n".join(sound), layout, len(sound))
         if columns is None:
             raise BatchError(
-                f"CSV: a block of {records} records cannot be read although each record can; "
+                f"CSV: a block of {counted(records, 'record')} cannot be read although each of them can; "
                 "keep the file and report this with it"
             )
         return columns, records, faults
@@ -212,7 +213,8 @@ class CsvDecoder:
             if b"\r" in cell.rest:
                 return _Fault("MALFORMED_RECORD", f"a carriage return stands alone in cell {number}; quote it")
         if len(cells) != len(layout.names):
-            return _Fault("RAGGED_ROW", f"has {len(cells)} cells, the file has {len(layout.names)} columns")
+            found, wanted = counted(len(cells), "cell"), counted(len(layout.names), "column")
+            return _Fault("RAGGED_ROW", f"has {found}, the file has {wanted}")
         return None
 
     def _bad_records(self, block: bytes, faults: dict[int, _Fault]) -> tuple[BadRecord, ...]:

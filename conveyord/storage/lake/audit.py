@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from conveyord.core.errors import Corrupt
 from conveyord.core.flow.positions import Partition
 from conveyord.core.planning.fence import Fence, batch_key, decode
+from conveyord.core.units import counted
 from conveyord.storage.lake.table import CREATED_BY_KEY
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class AuditReport:
         lines.append(f"  duplicates  {number(self.duplicates)}")
         lines.append(f"  gaps        {number(self.gaps)}")
         for pipeline, figures in self.fence.items():
-            shown = ", ".join(f"{count:,} {name}" for name, count in figures.items() if name != "batch")
+            tally = ", ".join(f"{figures[name]:,} {name}" for name in ("read", "skipped", "filtered", "added", "dead"))
+            shown = f"{counted(figures['rows'], 'row')}, {tally}, {counted(figures['partitions'], 'partition')}"
             lines.append(f"  fence       {pipeline}: batch {figures['batch']:,}; {shown}")
         lines += [f"  {'-' if self.ok else '!'} {finding}" for finding in self.findings]
         return "\n".join(lines)
@@ -142,7 +144,7 @@ def _audit(table: Table, name: str) -> AuditReport:
         distinct=distinct,
         duplicates=duplicates,
         gaps=gaps,
-        dead_letters=0,
+        dead_letters=sum(fence.tally.dead for fence in fences.values()),
         fence={pipeline: _figures(fence) for pipeline, fence in fences.items()},
         basis=basis,
         ok=sound and not count.findings,
@@ -173,6 +175,7 @@ def _figures(fence: Fence) -> dict[str, int]:
         "skipped": tally.skipped,
         "filtered": tally.filtered,
         "added": tally.added,
+        "dead": tally.dead,
         "partitions": len(fence.positions),
     }
 
@@ -229,7 +232,9 @@ def _count(table: Table, *, foreign: set[int], placed: bool) -> _Count:
             count.foreign += rows
             count.foreign_unplaced += count.unplaced - unplaced
         if not task.delete_files and rows != task.file.record_count:
-            count.find(f"the file {path} holds {rows} rows, the table's manifest says {task.file.record_count}")
+            count.find(
+                f"the file {path} holds {counted(rows, 'row')}, the table's manifest says {task.file.record_count}"
+            )
     return count
 
 
@@ -293,7 +298,7 @@ def _check_positions(fences: dict[str, Fence], count: _Count) -> None:
             continue
         ahead = pc.sum(pc.greater_equal(pa.chunked_array(offsets), end)).as_py() or 0
         if ahead:
-            count.find(f"{ahead} rows of {partition.name} lie at or above the fence's position {end}")
+            count.find(f"{partition.name}: {counted(ahead, 'row')} at or above the fence's position {end}")
 
 
 def _gaps_by_provenance(table: Table, count: _Count, *, expected: int, found: int) -> int:
@@ -301,7 +306,7 @@ def _gaps_by_provenance(table: Table, count: _Count, *, expected: int, found: in
     # Rows without a place are others', or the pipeline's from before provenance was switched on.
     ours = count.unplaced - count.foreign_unplaced if CREATED_BY_KEY in table.properties else 0
     if found + ours > expected:
-        count.find(f"there are {found + ours} rows for the {expected} that the fences count")
+        count.find(f"the table holds {counted(found + ours, 'row')}, the fences count {expected:,}")
     return max(0, expected - found - ours)
 
 

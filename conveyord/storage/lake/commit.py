@@ -12,6 +12,7 @@ from conveyord.core.errors import ConveyordError, OutcomeUnknown, Refused, Retry
 from conveyord.core.planning import committer
 from conveyord.core.planning.committer import CommitMachine, Failed, Outcome, Prepared, View, rolled_back
 from conveyord.core.planning.fence import Fence, decode, fence_key
+from conveyord.core.units import counted
 from conveyord.storage.lake.ledger import TableLedger
 from conveyord.storage.lake.maintenance import EVERY_COMMITS, Maintenance
 from conveyord.storage.lake.table import DEADLINE_SECONDS, FileBatch, LakeTable
@@ -208,7 +209,7 @@ class TableCommitter:
             return self._take_over(view, adopt_from)
         rows = row_count(view.handle)
         if rows != 0 and not adopt:
-            held = "rows" if rows is None else f"{rows} rows"
+            held = "rows" if rows is None else counted(rows, "row")
             raise Refused(
                 f"table {self._identifier}: it holds {held} but no fence of {self._pipeline}, so what was"
                 " written before cannot be known; set adopt: true on the sink to append from the source's"

@@ -9,17 +9,22 @@ from typing import TYPE_CHECKING, TypeVar
 
 from conveyord.core.errors import ConfigError, Refused, Retryable
 from conveyord.core.planning.committer import Outcome
-from conveyord.storage.lake.catalog import EMBEDDED, open_catalog, open_embedded_read_only
+from conveyord.core.units import format_bytes
+from conveyord.storage.lake.catalog import EMBEDDED, displaced, open_catalog, open_embedded_read_only
 from conveyord.storage.lake.outcomes import failure, within
 from conveyord.storage.lake.table import DEADLINE_SECONDS
 
 if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
     from pyiceberg.catalog import Catalog
     from pyiceberg.table import Table
 
 T = TypeVar("T")
 
 TABLES_NAMED_MAX = 20  # what a message lists before it says how many more there are
+RESERVED = "_partition"
+"""A column of ours whose name the Iceberg specification keeps for itself; iceberg-rust cannot read it."""
+LOADED_BYTES_MAX = 1024**3  # of Parquet, some five times as much in memory
 NAMESPACE_DEPTH_MAX = 4  # catalogs that nest deeper have not been seen; a cycle would list for ever
 
 
@@ -33,9 +38,17 @@ class LakeReader:
     def table_or_none(self, identifier: tuple[str, ...]) -> Table | None:
         """The table, or None if the catalog has no such table or namespace.
 
-        Raises Retryable if the catalog does not answer, Refused if it will not.
+        Raises Retryable if the catalog does not answer, Refused if it will not or if the data directory
+        was moved.
         """
-        return _asked(self.name, lambda: self._catalog.load_table(identifier))
+
+        def load() -> Table:
+            try:
+                return self._catalog.load_table(identifier)
+            except FileNotFoundError as error:
+                raise displaced(self._catalog, identifier) or error from error
+
+        return _asked(self.name, load)
 
     def named_table(self, name: str) -> Table:
         """The table called `name`, as `namespace.table`. Raises ConfigError with the tables there are."""
@@ -74,6 +87,23 @@ class LakeReader:
     def _tables_in(self, namespace: tuple[str, ...]) -> list[str]:
         identifiers = _asked(self.name, lambda: self._catalog.list_tables(namespace))
         return sorted(".".join(identifier) for identifier in identifiers or ())
+
+
+def loaded(table: Table) -> Dataset:
+    """All rows of `table`, in memory: for queries of columns that iceberg-rust does not give.
+
+    Raises ConfigError if the table is larger than that is good for.
+    """
+    import pyarrow.dataset
+
+    scan = table.scan()
+    size_bytes = sum(task.file.file_size_in_bytes for task in scan.plan_files())
+    if size_bytes > LOADED_BYTES_MAX:
+        raise ConfigError(
+            f"table {'.'.join(table.name())}: reading {RESERVED} takes the whole table into memory, and its "
+            f"{format_bytes(size_bytes)} are more than {format_bytes(LOADED_BYTES_MAX)}; name other columns, not *"
+        )
+    return pyarrow.dataset.dataset(scan.to_arrow())
 
 
 def _asked(name: str, work: Callable[[], T]) -> T | None:

@@ -295,11 +295,20 @@ def create_table(
     spec = partition_spec(columns, partition_by)
     namespace = catalog.namespace_from(identifier)
     for depth in range(1, len(namespace) + 1):
-        catalog.create_namespace_if_not_exists(namespace[:depth])
+        _ensure_namespace(catalog, namespace[:depth])
     try:
         return catalog.create_table(identifier, columns, partition_spec=spec, properties=dict(properties))
     except TableAlreadyExistsError as error:
         raise TableAppeared(identifier, catalog.load_table(identifier)) from error
+
+
+def _ensure_namespace(catalog: Catalog, namespace: tuple[str, ...]) -> None:
+    """Create it if it is missing. Another sink, or another program, may be doing the same."""
+    try:
+        catalog.create_namespace_if_not_exists(namespace)
+    except Exception:  # each catalog has its own word for coming second, the SQL one its driver's
+        if not catalog.namespace_exists(namespace):
+            raise
 
 
 def evolve(table: Table, target: pa.Schema) -> Table:

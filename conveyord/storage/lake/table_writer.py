@@ -18,6 +18,7 @@ import pyarrow as pa
 from conveyord.core.errors import Refused, Retryable, StorageFull
 from conveyord.core.flow.positions import Positions, Span
 from conveyord.core.flow.tally import Tally
+from conveyord.storage.lake.catalog import displaced
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
@@ -76,6 +77,7 @@ class TableWriter:
         from conveyord.storage.lake.commit import TableCommitter
 
         self._catalog = catalog
+        self._session = ledger
         self._ledger = ledger.for_table(options.pipeline)
         self._options = options
         self._committer = TableCommitter(
@@ -97,8 +99,12 @@ class TableWriter:
     def open(self) -> Positions:
         """Look at the table and return how far it has been written; nothing is created.
 
-        Raises Refused if the table must not be written (foreign rows without `adopt`, rolled back).
+        Raises Refused if the table must not be written (foreign rows without `adopt`, rolled back, a data
+        directory that was moved or copied).
         """
+        identifier = self._options.identifier
+        if (elsewhere := self._ask(lambda: displaced(self._catalog, identifier))) is not None:
+            raise elsewhere
         fence = self._committer.open(adopt=self._options.adopt, adopt_from=self._options.adopt_from)
         if fence is None:
             return Positions()
@@ -182,6 +188,11 @@ class TableWriter:
         """Delete the files that no commit has named or may still name. The writer is of no more use."""
         if self._files is not None:
             self._files.abort()
+
+    def close(self) -> None:
+        """Let go of the catalog's and the ledger's files. The writer is of no more use."""
+        self._catalog.close()
+        self._session.close()
 
     def _opened(self) -> Table:
         assert self._table is not None, "a table is shaped before it is written or committed"

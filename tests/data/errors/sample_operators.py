@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from conveyord.core.units import Bytes, Seconds
 from conveyord.engine.contracts import OperatorConfig, Sink, Source, Transform
+from conveyord.engine.secrets import HIDDEN, Secret
 
 
 class CommitConfig(OperatorConfig):
@@ -24,6 +25,8 @@ class SampleSource(Source):
 
 
 class SampleTransform(Transform):
+    outputs: ClassVar[tuple[str, ...]] = ("dropped",)
+
     class Config(OperatorConfig):
         when: str
         ratio: float = 1.0
@@ -31,7 +34,9 @@ class SampleTransform(Transform):
 
 class SampleSink(Sink):
     class Config(OperatorConfig):
-        table: str
+        table: str = Field(validation_alias=AliasChoices("table", "table_name"))
+        token: Secret | None = None
+        catalog: Annotated[str | dict[str, str], HIDDEN] = "lake"
         partition_by: tuple[str, ...] = ()
         commit: CommitConfig | None = None
         target: int | Literal["auto"] = "auto"

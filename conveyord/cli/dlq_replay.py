@@ -1,0 +1,93 @@
+"""`dlq replay`: dead letters once more through the current pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from conveyord.cli.dlq_selection import selection_of, selection_options
+from conveyord.cli.exits import exit_code_of, print_json, reports_failures
+from conveyord.cli.options import config_option, data_dir_option, load_setting, output_option
+
+if TYPE_CHECKING:
+    from conveyord.engine.replay import ReplayReport
+
+
+@click.command("replay")
+@click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True)
+@selection_options
+@data_dir_option
+@config_option
+@output_option("text", "json")
+@reports_failures
+def replay(
+    paths: tuple[Path, ...],
+    pipeline: str | None,
+    stage: str | None,
+    code: str | None,
+    ids: tuple[int, ...],
+    since: str | None,
+    data_dir: Path | None,
+    config_path: Path | None,
+    output: str,
+) -> int:
+    """Send dead letters once more through the pipelines of PATHS as they are now.
+
+    Each goes on at the stage where it failed, and reaches only the sinks behind that stage. What fails
+    again stays a dead letter. Stopped or killed, the same command goes on, and no row is written twice.
+
+    \b
+    Exit codes: 0 done, 1 a stage failed, 2 a definition or a setting is wrong.
+    """
+    import trio
+
+    from conveyord.cli.logs import configure_logs
+    from conveyord.cli.run import request_for
+    from conveyord.engine.definitions import load_pipelines
+    from conveyord.engine.registry import installed
+    from conveyord.engine.replay import replay as replay_letters
+
+    setting = load_setting(config_path, data_dir)
+    configure_logs(level=setting.config.log.level, form=setting.config.log.format)
+    selection = selection_of(pipeline, stage, code, ids, since)
+    pipelines = [one for one in load_pipelines(paths) if selection.pipeline in (None, one.identity)]
+    if not pipelines:
+        raise click.UsageError(f"no pipeline {selection.pipeline!r} in {', '.join(map(str, paths))}")
+    request = request_for(pipelines, setting)
+
+    async def drained() -> list[ReplayReport]:
+        return await replay_letters(request, installed(), selection, drain=trio.Event())
+
+    reports = trio.run(drained)
+    if output == "json":
+        print_json([_as_object(report) for report in reports])
+    else:
+        for report in reports:
+            click.echo(_as_text(report))
+    for report in reports:
+        if report.error is not None:
+            click.echo(f"error: {report.pipeline}: stage {report.stage}: {report.error}", err=True)
+    return max((exit_code_of(report.error) for report in reports if report.error is not None), default=0)
+
+
+def _as_object(report: ReplayReport) -> dict[str, Any]:
+    error = report.error
+    return {
+        "pipeline": report.pipeline,
+        "replayed": report.replayed,
+        "failed_again": report.failed_again,
+        "waiting": report.waiting,
+        "unusable": report.unusable,
+        "error": None if error is None else {"code": error.code, "message": str(error), "stage": report.stage},
+    }
+
+
+def _as_text(report: ReplayReport) -> str:
+    parts = [f"{report.replayed:,} replayed", f"{report.failed_again:,} failed again"]
+    if report.waiting:
+        parts.append(f"{report.waiting:,} wait until `conveyord run` has passed their records")
+    if report.unusable:
+        parts.append(f"{report.unusable:,} cannot be replayed; `conveyord dlq show` says why")
+    return f"{report.pipeline}: {', '.join(parts)}"

@@ -1,0 +1,1 @@
+"""Plans as pictures: what to show (`picture`), where (`layers`), and one module per format. Text in, text out."""

@@ -1,0 +1,176 @@
+"""Transforms that map one batch to one batch, and what becomes of batches that fail."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import partial
+from threading import Lock
+from typing import TypeVar
+
+import pyarrow as pa
+
+from conveyord.core.errors import BatchError, Retryable
+from conveyord.core.pipeline.graph import MAIN
+from conveyord.engine.contracts import Inbound, OperatorConfig, OperatorContext, Outbound, Rejected, Transform
+from conveyord.engine.messages import Batch, Eos, Watermark
+from conveyord.engine.origin import Place, RecordRef
+from conveyord.engine.poison import SUSPECT, Salvaged, salvage
+from conveyord.engine.schema import fit, merge
+from conveyord.engine.sql import without_views
+
+T = TypeVar("T")
+
+Mapped = tuple[pa.RecordBatch, Mapping[str, pa.RecordBatch]]
+"""What a transform made of a batch: the main output's rows, and those of its other outputs by name."""
+
+NOTHING_ELSE: Mapping[str, pa.RecordBatch] = {}
+
+
+class BatchTransform(Transform):
+    """A transform that maps one batch to one batch, computed in a thread.
+
+    What may pass is tried again. With dead letters, the rows that fail for ever are found and set aside,
+    if each row of the result depends on one row alone.
+    """
+
+    @abstractmethod
+    def apply(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """Transform one batch. Blocking, called from one thread at a time, no side effects.
+
+        Raises BatchError if the values are at fault, Retryable if trying again may help.
+        """
+
+    def apply_all(self, data: pa.RecordBatch) -> Mapped:
+        """`apply`, with the rows of the other outputs that `context.listened` names. Override where there are some."""
+        return self.apply(data), NOTHING_ELSE
+
+    def row_wise(self, data: pa.RecordBatch) -> bool:  # noqa: ARG002 - for those who override it
+        """Whether every row of the result for `data` depends on one row alone, and rows keep their order. Blocking.
+
+        Without that a batch cannot be divided to find the rows that make it fail, and stops the run.
+        """
+        return False
+
+    def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
+        super().__init__(config, context)
+        self._one_at_a_time = Lock()
+        self._known_row_wise: tuple[pa.Schema, bool] | None = None
+
+    async def run(self, inbound: Inbound, outbound: Outbound) -> None:
+        """See `Transform.run`."""
+        async for message in inbound:
+            match message:
+                case Batch():
+                    (data, extra), bad = await self._mapped(message)
+                    traced = message.origin is not None and await self._is_row_wise(message.data)
+
+                    def left_by(output: str, rows: pa.RecordBatch) -> Batch:
+                        step = partial(self._step, output, bad) if traced else None  # noqa: B023 - called at once
+                        return message.with_data(rows, step=step, dead=len(bad))  # noqa: B023
+
+                    others = {name: left_by(name, rows) for name, rows in extra.items()}
+                    await outbound.send(left_by(MAIN, data), others)
+                case Watermark():
+                    await outbound.send(message)
+                case Eos():
+                    return
+
+    async def _mapped(self, batch: Batch) -> tuple[Mapped, frozenset[int]]:
+        """What becomes of a batch, and which of its rows became dead letters."""
+        retries = self.context.retries
+        try:
+            mapped, _ = await retries.run(lambda: self.context.in_thread(self._applied, batch.data))
+        except SUSPECT as error:
+            if self.context.dead_letters is None or not await self._is_row_wise(batch.data):
+                if isinstance(error, Retryable):
+                    raise
+                raise BatchError(f"{place_of(batch)}: {error}") from error
+            salvaged = await self.context.in_thread(salvage, self._applied, batch.data, error)
+            attempts = 1 + retries.count_max if isinstance(error, Retryable) else 1
+            await self.context.dead_letters.put(await rejections(self.context, batch, salvaged, attempts=attempts))
+            bad = frozenset(poison.row for poison in salvaged.poison)
+            return await self.context.in_thread(self._joined, salvaged, batch.data), bad
+        return mapped, frozenset()
+
+    def _applied(self, data: pa.RecordBatch) -> Mapped:
+        """`apply_all`, which stages after this one also call, to find out where a row came from."""
+        with self._one_at_a_time:
+            return self.apply_all(data)
+
+    async def _is_row_wise(self, data: pa.RecordBatch) -> bool:
+        if self._known_row_wise is None or not self._known_row_wise[0].equals(data.schema):
+            self._known_row_wise = (data.schema, await self.context.in_thread(self.row_wise, data))
+        return self._known_row_wise[1]
+
+    def _joined(self, salvaged: Salvaged[Mapped], data: pa.RecordBatch) -> Mapped:
+        pieces = salvaged.pieces or [self._applied(data.slice(0, 0))]
+        names = pieces[0][1]
+        extra = {name: together([more[name] for _, more in pieces]) for name in names}
+        return together([main for main, _ in pieces]), extra
+
+    def _step(self, output: str, bad: frozenset[int], data: pa.RecordBatch) -> pa.RecordBatch:
+        """What leaves this stage by `output` for rows, those that fail left out."""
+        data = without(bad, data)
+        try:
+            main, extra = self._applied(data)
+        except SUSPECT as error:
+            main, extra = self._joined(salvage(self._applied, data, error), data)
+        return main if output == MAIN else extra[output]
+
+
+async def rejections(
+    context: OperatorContext,
+    batch: Batch,
+    salvaged: Salvaged[T],
+    *,
+    attempts: int = 1,
+    output: str | None = None,
+    members: frozenset[str] | None = None,
+) -> list[Rejected]:
+    """The poison rows of a batch, with where each came from. See `Rejected` for the rest."""
+
+    def found() -> list[Rejected]:
+        return [
+            Rejected(
+                row_place(batch, poison.row), poison.error, batch.data.slice(poison.row, 1), attempts, output, members
+            )
+            for poison in salvaged.poison
+        ]
+
+    return await context.in_thread(found)
+
+
+def row_place(batch: Batch, row: int) -> Place:
+    """Where a row of `batch` came from. Blocking.
+
+    Where that cannot be told any more, it is the beginning of the batch and the row's number in it.
+    """
+    if batch.origin is not None:
+        return batch.origin.place(row)
+    first = batch.spans[0]
+    return Place(RecordRef(first.partition, first.first), row)
+
+
+def without(bad: frozenset[int], data: pa.RecordBatch) -> pa.RecordBatch:
+    """`data`, which may be the beginning of a batch, without the rows of these numbers. Blocking."""
+    if not bad:
+        return data
+    return without_views(data).filter(pa.array([row not in bad for row in range(data.num_rows)], pa.bool_()))
+
+
+def together(pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """Batches that one stage made of parts of one batch, as one. Blocking."""
+    if len(pieces) == 1:
+        return pieces[0]
+    schema = pieces[0].schema
+    for piece in pieces[1:]:
+        if not piece.schema.equals(schema):
+            schema = merge(schema, piece.schema)
+    return pa.concat_batches([fit(piece, schema) for piece in pieces])
+
+
+def place_of(batch: Batch) -> str:
+    """Where the records of a batch stand, for a message."""
+    spans = [f"{span.partition.name} bytes {span.first} to {span.end}" for span in batch.spans]
+    return ", ".join(spans[:3]) + (", ..." if len(spans) > 3 else "")

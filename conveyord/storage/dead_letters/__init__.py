@@ -1,0 +1,1 @@
+"""Dead letters on disk: an SQLite index, and checksummed segments that hold the payloads."""

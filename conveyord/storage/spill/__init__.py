@@ -1,0 +1,1 @@
+"""The disk queue between two stages: checksummed segments, bounded, and never wrong after a crash."""

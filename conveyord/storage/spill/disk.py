@@ -1,0 +1,79 @@
+"""The few things a queue asks of the file system, with errors that say what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from conveyord.core.errors import ConveyordError, Retryable, StorageFull
+
+FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+READ_BYTES = 1024 * 1024  # one read while checksums are computed; more would only cost memory
+
+Bytes = bytes | memoryview
+
+
+def translated(error: OSError, path: Path) -> ConveyordError:
+    """`error` as a sentence: StorageFull for a full or read-only disk, Retryable for the rest."""
+    if error.errno == errno.EROFS:
+        return StorageFull(f"{path}: the file system is read-only; mount it writable, nothing is lost meanwhile")
+    if error.errno in FULL_ERRNOS:
+        return StorageFull(f"{path}: {os.strerror(error.errno or 0)}; free space, nothing is lost meanwhile")
+    return Retryable(f"{path}: {error.strerror or error}; mend it and run again, the rows are read again")
+
+
+@contextmanager
+def translating(path: Path) -> Iterator[None]:
+    """Turn an OSError about `path` into what it asks of the caller."""
+    try:
+        yield
+    except OSError as error:
+        raise translated(error, path) from error
+
+
+def write_all(descriptor: int, parts: Sequence[Bytes], offset: int) -> None:
+    """Blocking. Write `parts` one after the other from `offset` on, however often the kernel stops short."""
+    left = [memoryview(part) for part in parts if len(part)]
+    while left:
+        written = os.pwritev(descriptor, left, offset)
+        if written == 0:
+            raise OSError(errno.EIO, "a write wrote nothing")
+        offset += written
+        while left and written >= len(left[0]):
+            written -= len(left.pop(0))
+        if written:
+            left[0] = left[0][written:]
+
+
+def read_exactly(descriptor: int, size: int, offset: int) -> bytes:
+    """Blocking. The `size` bytes at `offset`, fewer only where the file ends."""
+    data = os.pread(descriptor, size, offset)
+    if len(data) == size or not data:
+        return data
+    parts, got = [data], len(data)  # Linux stops at 2 GiB
+    while got < size and (data := os.pread(descriptor, size - got, offset + got)):
+        parts.append(data)
+        got += len(data)
+    return b"".join(parts)
+
+
+def sync_directory(path: Path) -> None:
+    """Blocking. Put the entries of one directory on disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def truncate(path: Path, size: int) -> None:
+    """Blocking. Cut `path` to `size` bytes, on disk when it returns."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, size)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

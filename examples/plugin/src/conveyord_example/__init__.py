@@ -1,0 +1,1 @@
+"""Operators for conveyord, as an example. Importing this package does nothing."""

@@ -1,0 +1,56 @@
+"""Transform `clamp`: numbers outside limits become the limit."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+from pydantic import Field, model_validator
+
+from conveyord.core.errors import ConfigError
+from conveyord.engine.batch_transform import BatchTransform
+from conveyord.engine.contracts import OperatorConfig
+
+
+class ClampConfig(OperatorConfig):
+    """Replaces numbers of a column below `low` by `low`, and above `high` by `high`. Nulls stay."""
+
+    column: str = Field(min_length=1, description="A column of numbers.", examples=["value"])
+    low: float | None = Field(default=None, description="The least that is let through; none: no limit.")
+    high: float | None = Field(default=None, description="The most that is let through; none: no limit.")
+
+    # A rule about several keys. The sentence is shown with the place in the file, so it names values and remedy.
+    @model_validator(mode="after")
+    def _in_order(self) -> ClampConfig:
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low ({self.low:g}) is above high ({self.high:g}); exchange them")
+        return self
+
+
+class ClampTransform(BatchTransform):
+    """Maps a batch to a batch. The engine calls `apply` in a thread and carries positions and acknowledgements on."""
+
+    Config = ClampConfig
+    pure = True  # no clock, no randomness, nothing remembered between batches
+
+    def row_wise(self, data: pa.RecordBatch) -> bool:  # noqa: ARG002 - it is so for all data
+        """Each row of the result depends on one row alone, so a batch may be divided to find one that fails."""
+        return True
+
+    def apply(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """See `BatchTransform.apply`. Raises ConfigError if there is no such column, or it holds no numbers."""
+        config: ClampConfig = self.config
+        index = data.schema.get_field_index(config.column)
+        if index < 0:
+            known = ", ".join(data.schema.names)
+            raise ConfigError(f"stage {self.context.stage!r}: no column {config.column!r}; the columns are {known}")
+        values = data.column(index)
+        if not (pt.is_integer(values.type) or pt.is_floating(values.type)):
+            raise ConfigError(
+                f"stage {self.context.stage!r}: the column {config.column!r} is {values.type}, not a number"
+            )
+        # Arrow's arrays are shared between stages and never changed: new ones are made.
+        for limit, keep in ((config.low, pc.max_element_wise), (config.high, pc.min_element_wise)):
+            if limit is not None:
+                values = keep(values, pa.scalar(limit).cast(values.type), skip_nulls=False)
+        return data.set_column(index, data.schema.field(index).with_type(values.type), values)

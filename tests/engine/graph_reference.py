@@ -1,0 +1,353 @@
+"""What a pipeline must deliver, worked out row by row in plain Python, and random pipelines to ask that of.
+
+Stages and conditions come from menus whose every entry says in Python what the SQL or the operator does.
+A row is a dict of its columns; columns that are null count as absent, because branches that come together
+again fill up each other's columns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from conveyord.core.pipeline.checks import check_graph
+from conveyord.core.pipeline.graph import MAIN, DeadLetterPolicy, Edge, Pipeline, Stage
+from tests.engine.graph_rig import DLQ, RECORD_BYTES, Row, World, pipeline, raw_of, sink, source, transform
+
+
+class Poison(Exception):
+    """The row fails here."""
+
+
+Condition = Callable[[Row], bool]
+
+
+def _ten_by(row: Row) -> bool:
+    if row["v"] is None:
+        return False
+    if row["v"] == 0:
+        raise Poison
+    return 10 // row["v"] > 2
+
+
+CONDITIONS: Mapping[str, Condition] = {
+    "v > 2": lambda row: row["v"] is not None and row["v"] > 2,
+    "k = 'a' OR v = 1": lambda row: row["k"] == "a" or row["v"] == 1,
+    "v IS NULL": lambda row: row["v"] is None,
+    "n % 2 = 0": lambda row: row["n"] % 2 == 0,
+    "10 / v > 2": _ten_by,
+}
+
+Work = Callable[[Row], dict[str, list[Row]]]
+
+
+def _filter(when: str) -> Work:
+    def work(row: Row) -> dict[str, list[Row]]:
+        return {MAIN: [row]} if CONDITIONS[when](row) else {"dropped": [row]}
+
+    return work
+
+
+def _divided(column: str, by: Callable[[int], int]) -> Work:
+    def work(row: Row) -> dict[str, list[Row]]:
+        value = None
+        if row["v"] is not None:
+            if by(row["v"]) == 0:
+                raise Poison
+            value = int(10 / by(row["v"]))
+        return {MAIN: [{**row, column: value}]}
+
+    return work
+
+
+def _brittle(row: Row) -> dict[str, list[Row]]:
+    if row["v"] in (5, 6):
+        raise Poison
+    return {MAIN: [row]}
+
+
+def _repeat(row: Row) -> dict[str, list[Row]]:
+    return {MAIN: [row] * (row["n"] % 3)}
+
+
+def _flatten(row: Row) -> dict[str, list[Row]]:
+    flat = {name: value for name, value in row.items() if name != "o"}
+    return {MAIN: [flat if row.get("o") is None else {**flat, "o_x": row["o"]["x"]}]}
+
+
+def _same(row: Row) -> dict[str, list[Row]]:
+    return {MAIN: [row]}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One entry of the menu of transforms. `{name}` in an option becomes the stage's number."""
+
+    type: str
+    options: Mapping[str, Any]
+    work: Callable[[str], Work]
+    tells_origin: bool = True
+    may_fail: bool = False
+
+
+MENU: tuple[Item, ...] = (
+    Item("passthrough", {}, lambda _: _same),
+    Item("slow", {}, lambda _: _same),
+    Item("filter", {"when": "v > 2"}, lambda _: _filter("v > 2")),
+    Item("filter", {"when": "10 / v > 2"}, lambda _: _filter("10 / v > 2"), may_fail=True),
+    Item(
+        "sql_transform",
+        {"query": "SELECT *, n + 1 AS {name} FROM input_data WHERE v IS NULL OR v <> 4"},
+        lambda name: lambda row: {} if row["v"] == 4 else {MAIN: [{**row, name: row["n"] + 1}]},
+    ),
+    Item(
+        "sql_transform",
+        {"query": "SELECT *, 10 / (v - 3) AS {name} FROM input_data"},
+        lambda name: _divided(name, lambda v: v - 3),
+        may_fail=True,
+    ),
+    Item("json_flatten", {}, lambda _: _flatten),
+    Item("repeat", {}, lambda _: _repeat),
+    Item("brittle", {"poison": [5, 6]}, lambda _: _brittle, may_fail=True),
+    Item("reverse", {}, lambda _: _same, tells_origin=False),
+)
+
+
+def made(number: int, item: Item) -> Stage:
+    name = f"t{number}"
+    options = {
+        key: value.replace("{name}", name) if isinstance(value, str) else value for key, value in item.options.items()
+    }
+    return transform(name, item.type, **options)
+
+
+def item_of(stage: Stage) -> Item:
+    number = int(stage.name[1:])
+    return next(item for item in MENU if made(number, item) == stage)
+
+
+@dataclass
+class Expected:
+    """rows: by sink, how often each row arrives. letters: by (stage, source, partition, offset), the raw bytes.
+
+    origins: the stages at which it can be told where a row came from. joined: the sinks above which branches meet.
+    """
+
+    rows: dict[str, Counter[tuple[Any, ...]]] = field(default_factory=dict)
+    letters: dict[tuple[str, str, str, int], bytes] = field(default_factory=dict)
+    origins: set[str] = field(default_factory=set)
+    joined: set[str] = field(default_factory=set)
+    read: dict[str, int] = field(default_factory=dict)
+    dead: dict[str, int] = field(default_factory=dict)
+
+
+def plain(row: Row) -> tuple[Any, ...]:
+    """A row as something that can be counted: columns without nulls, and nested ones as if they were flat."""
+    values = {name: value for name, value in row.items() if value is not None and name != "o" and name[:2] != "o_"}
+    nested = [row["o"]["x"]] if row.get("o") is not None else []
+    nested += [value for name, value in row.items() if name[:2] == "o_" and value is not None]
+    return (*sorted(values.items()), ("x", *dict.fromkeys(nested)))
+
+
+Place = tuple[str, str, int]
+"""Source, partition and offset."""
+
+
+def expected(pipe: Pipeline, tables: Mapping[str, list[Row]]) -> Expected:
+    """What `pipe` delivers of `tables`, on whole tables and without batches."""
+    found = Expected()
+    arriving: defaultdict[str, list[tuple[Place, Row]]] = defaultdict(list)
+    above: dict[str, set[str]] = {}
+    dead_above: Counter[str] = Counter()
+    for stage in pipe.stages:
+        inbound = pipe.edges_to(stage.name)
+        above[stage.name] = {name for edge in inbound for name in above[edge.source]}
+        if stage.kind == "source":
+            above[stage.name] = {stage.name}
+        is_joined = len(inbound) > 1 or any(edge.source in found.joined for edge in inbound)
+        if is_joined:
+            found.joined.add(stage.name)
+        told = all(
+            edge.source in found.origins and edge.on_slow == "block" and _tells(pipe.stage(edge.source))
+            for edge in inbound
+        )
+        if told:
+            found.origins.add(stage.name)
+        dead_above[stage.name] = sum(dead_above[edge.source] for edge in inbound)
+        if stage.kind == "sink":
+            found.rows[stage.name] = Counter(plain(row) for _, row in arriving[stage.name])
+            found.read[stage.name] = sum(len(tables[pipe.stage(name).options["table"]]) for name in above[stage.name])
+            found.dead[stage.name] = dead_above[stage.name]
+            continue
+        rows = _read(stage, tables, found) if stage.kind == "source" else arriving[stage.name]
+        dead_above[stage.name] += _leave(pipe, stage, rows, arriving, found)
+    return found
+
+
+def _tells(stage: Stage) -> bool:
+    return stage.kind == "source" or item_of(stage).tells_origin
+
+
+def _read(stage: Stage, tables: Mapping[str, list[Row]], found: Expected) -> list[tuple[Place, Row]]:
+    rows = []
+    count = stage.options["partitions"]
+    for index, row in enumerate(tables[stage.options["table"]]):
+        place = (stage.name, f"p{index % count}", index // count * RECORD_BYTES)
+        if row.get("bad"):
+            found.letters[(stage.name, *place)] = raw_of(row)
+        else:
+            rows.append((place, row))
+    return rows
+
+
+def _leave(
+    pipe: Pipeline,
+    stage: Stage,
+    rows: list[tuple[Place, Row]],
+    arriving: defaultdict[str, list[tuple[Place, Row]]],
+    found: Expected,
+) -> int:
+    """Send what `stage` makes of `rows` along its edges. Returns how many of them died in the stage itself."""
+    work = _same if stage.kind == "source" else item_of(stage).work(stage.name)
+    dead = 0
+    edges = defaultdict(list)
+    for edge in pipe.edges_from(stage.name):
+        edges[edge.output].append(edge)
+    raws = found.letters
+    for place, row in rows:
+        try:
+            outputs = work(row)
+        except Poison:
+            raws[(stage.name, *place)] = raw_of(_source_row(row))
+            dead += 1
+            continue
+        for output, results in outputs.items():
+            for result in results:
+                try:
+                    taken = {edge: CONDITIONS[edge.when](result) for edge in edges[output] if edge.when is not None}
+                except Poison:
+                    name = f"{stage.name}.{output}/edges" if output else f"{stage.name}/edges"
+                    raws[(name, *place)] = raw_of(_source_row(row))
+                    continue
+                for edge in edges[output]:
+                    if not any(taken.values()) if edge.otherwise else taken.get(edge, True):
+                        arriving[edge.target].append((place, result))
+    return dead
+
+
+def _source_row(row: Row) -> Row:
+    """The record that a row was made from: flattening and computed columns undone."""
+    nested = row["o"] if "o" in row else {"x": row["o_x"]} if "o_x" in row else None
+    return {"n": row["n"], "v": row["v"], "k": row["k"], "o": nested}
+
+
+# ---------------------------------------------------------------------------- random pipelines
+
+_WHENS = st.one_of(st.none(), st.sampled_from(list(CONDITIONS)))
+
+
+@st.composite
+def tables(draw: st.DrawFn, sources: int = 3) -> dict[str, list[Row]]:
+    """Tables of rows of which some are poison somewhere and some are bad from the start."""
+    made = {}
+    for number in range(sources):
+        values = draw(st.lists(st.one_of(st.none(), st.integers(0, 9)), max_size=24))
+        bad = draw(st.sets(st.integers(0, 23), max_size=3))
+        made[f"table{number}"] = [
+            {"n": number * 1000 + n, "v": v, "k": "abc"[n % 3], "o": {"x": n}} | ({"bad": True} if n in bad else {})
+            for n, v in enumerate(values)
+        ]
+    return made
+
+
+@st.composite
+def pipelines(
+    draw: st.DrawFn,
+    *,
+    name: str = "p",
+    dlq: DeadLetterPolicy | None = DLQ,
+    spills: bool = False,
+    menu: tuple[Item, ...] = MENU,
+) -> Pipeline:
+    """Any graph that validates, of up to three sources, five transforms and three sinks."""
+    sources = [
+        source(
+            f"s{number}",
+            table=f"table{number}",
+            batch_rows=draw(st.integers(1, 9)),
+            partitions=draw(st.integers(1, 2)),
+        )
+        for number in range(draw(st.integers(1, 3)))
+    ]
+    transforms = [made(number, draw(st.sampled_from(menu))) for number in range(draw(st.integers(0, 5)))]
+    sinks = [sink(f"k{number}", commit_batches=draw(st.integers(1, 4))) for number in range(draw(st.integers(1, 3)))]
+    edges: list[Edge] = []
+    senders = list(sources)
+    for target in [*transforms, *sinks]:
+        ends = draw(st.lists(st.sampled_from(senders), min_size=1, max_size=3, unique_by=lambda end: end.name))
+        for end in ends:
+            edges.append(_edge(draw, end, target, spills=spills))
+        if target.kind == "transform":
+            senders.append(target)
+    for sender in senders:
+        if not any(edge.source == sender.name for edge in edges):
+            edges.append(_edge(draw, sender, draw(st.sampled_from(sinks)), spills=spills))
+    edges = _with_otherwise(draw, edges)
+    stages = [*sources, *transforms, *sinks]
+    outputs = {each.name: ("dropped",) if each.type == "filter" else () for each in stages}
+    assume(not check_graph(stages, edges, outputs=outputs))
+    return pipeline(stages, edges, name=name, dlq=dlq)
+
+
+def _edge(draw: st.DrawFn, end: Stage, target: Stage, *, spills: bool) -> Edge:
+    output = draw(st.sampled_from([MAIN, "dropped"])) if end.type == "filter" else MAIN
+    slow = draw(st.sampled_from(["block", "spill"])) if spills else "block"
+    return Edge(end.name, target.name, output, when=draw(_WHENS), on_slow=slow)
+
+
+def _with_otherwise(draw: st.DrawFn, edges: list[Edge]) -> list[Edge]:
+    """Of the unconditional edges beside conditional ones, some become `otherwise`."""
+    told = {(edge.source, edge.output) for edge in edges if edge.when is not None}
+    return [
+        Edge(edge.source, edge.target, edge.output, otherwise=True, on_slow=edge.on_slow)
+        if edge.when is None and (edge.source, edge.output) in told and draw(st.booleans())
+        else edge
+        for edge in edges
+    ]
+
+
+@st.composite
+def alike(draw: st.DrawFn, *, count: int = 2, dlq: DeadLetterPolicy | None = DLQ) -> list[Pipeline]:
+    """Pipelines of one beginning: the others have some conditions and stages changed."""
+    first = draw(pipelines(name="p0", dlq=dlq))
+    made_ones = [first]
+    for number in range(1, count):
+        stages = [
+            made(int(each.name[1:]), draw(st.sampled_from(MENU)))
+            if each.kind == "transform" and item_of(each).type != "filter" and draw(st.integers(0, 3)) == 0
+            else each
+            for each in first.stages
+        ]
+        edges = [
+            Edge(edge.source, edge.target, edge.output, when=draw(_WHENS))
+            if not edge.otherwise and draw(st.integers(0, 3)) == 0
+            else edge
+            for edge in first.edges
+        ]
+        outputs = {each.name: ("dropped",) if each.type == "filter" else () for each in stages}
+        assume(not check_graph(stages, edges, outputs=outputs))
+        made_ones.append(pipeline(stages, edges, name=f"p{number}", dlq=dlq))
+    return made_ones
+
+
+def delivered(world: World, pipe: Pipeline) -> dict[str, Counter[tuple[Any, ...]]]:
+    """By sink, how often each row has arrived."""
+    return {
+        each.name: Counter(plain(row) for row in world.kept(pipe.identity, each.name).rows)
+        for each in pipe.of_kind("sink")
+    }

@@ -1,0 +1,135 @@
+"""Any pipeline that validates runs, accounts for every record, and delivers what it must, alone or beside others."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conveyord.core.pipeline.graph import Pipeline
+from tests.engine.graph_reference import Expected, alike, delivered, expected, pipelines, tables
+from tests.engine.graph_rig import Outcome, Row, World, run_now
+
+FEW = settings(max_examples=settings().max_examples // 2)
+
+
+def in_a_directory(world: World, pipes: list[Pipeline], **how: int) -> Outcome:
+    with tempfile.TemporaryDirectory() as directory:
+        return run_now(world, pipes, Path(directory), **how)
+
+
+def check(world: World, pipe: Pipeline, outcome: Outcome, reference: Expected) -> None:
+    """Every row is where it must be: at its sinks, or among the dead letters."""
+    assert outcome.failed(pipe.identity) == []
+    assert delivered(world, pipe) == reference.rows
+    for one in outcome.prepared.sinks_of(pipe.identity):
+        tally, name = one.taken, one.context.stage
+        assert tally.read == reference.read[name]
+        assert tally.rows == reference.rows[name].total()
+    letters = {}
+    for stored in outcome.letters_of(pipe.identity):
+        key = stored.letter.key
+        letters[(key.stage, *key.partition, key.offset)] = stored.letter.raw
+    told = {
+        key: raw
+        for key, raw in reference.letters.items()
+        if key[0].split("/")[0].split(".")[0] in reference.origins and _tells_behind(pipe, key[0])
+    }
+    assert {key: raw for key, raw in letters.items() if key in told} == told
+    assert {key[0] for key in letters} == {key[0] for key in reference.letters}
+    if len(told) == len(reference.letters):
+        assert letters == told
+
+
+def _tells_behind(pipe: Pipeline, key: str) -> bool:
+    """Whether a letter of an edge lies behind a stage that forgets where rows came from."""
+    return "/" not in key or pipe.stage(key.split("/")[0].split(".")[0]).type != "reverse"
+
+
+@given(
+    tables(),
+    pipelines(),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.one_of(st.none(), st.integers(0, 999)),
+)
+def test_whatever_validates_runs_and_delivers_what_the_reference_does(
+    data: dict[str, list[Row]], pipe: Pipeline, capacity: int, threads: int, seed: int | None
+) -> None:
+    world = World(data, delays=None if seed is None else Random(seed))
+    outcome = in_a_directory(world, [pipe], capacity=capacity, threads=threads)
+    check(world, pipe, outcome, expected(pipe, data))
+
+
+@FEW
+@given(tables(), st.integers(2, 3).flatmap(lambda count: alike(count=count)), st.integers(1, 4), st.integers(0, 999))
+def test_pipelines_that_share_prefixes_deliver_what_each_does_alone(
+    data: dict[str, list[Row]], pipes: list[Pipeline], capacity: int, seed: int
+) -> None:
+    world = World(data, delays=Random(seed))
+    outcome = in_a_directory(world, pipes, capacity=capacity)
+    for pipe in pipes:
+        check(world, pipe, outcome, expected(pipe, data))
+
+
+@FEW
+@given(tables(), pipelines(spills=True), st.integers(1, 2), st.integers(0, 999), st.sampled_from([6_000, 10**9]))
+def test_edges_that_spill_deliver_what_others_do(
+    data: dict[str, list[Row]], pipe: Pipeline, capacity: int, seed: int, spill_bytes: int
+) -> None:
+    world = World(data, delays=Random(seed))
+    outcome = in_a_directory(world, [pipe], capacity=capacity, spill_bytes=spill_bytes)
+    check(world, pipe, outcome, expected(pipe, data))
+
+
+@FEW
+@given(tables(), st.integers(1, 2).flatmap(lambda count: alike(count=count)), st.integers(0, 999), st.data())
+def test_a_run_that_fails_is_gone_on_with_and_no_row_is_lost_or_doubled(
+    data: dict[str, list[Row]], pipes: list[Pipeline], seed: int, drawn: st.DataObject
+) -> None:
+    world = World(data, delays=Random(seed))
+    broken = drawn.draw(st.sampled_from([(pipe, one.name) for pipe in pipes for one in pipe.of_kind("sink")]))
+    world.sink_faults[broken[0].identity, broken[1]] = drawn.draw(st.integers(0, 10))
+    with tempfile.TemporaryDirectory() as directory:
+        first = run_now(world, pipes, Path(directory))
+        for pipe in pipes:
+            if pipe is broken[0]:
+                assert first.failed(pipe.identity) in ([], [(broken[1], "disk full")])
+            else:
+                check(world, pipe, first, expected(pipe, data))
+        world.sink_faults.clear()
+        second = run_now(world, pipes, Path(directory))
+    for pipe in pipes:
+        assert second.failed(pipe.identity) == []
+        assert delivered(world, pipe) == expected(pipe, data).rows
+
+
+@FEW
+@given(tables(), st.integers(1, 3).flatmap(lambda count: alike(count=count, dlq=None)), st.integers(0, 999))
+def test_without_dead_letters_bad_rows_stop_their_pipeline_and_no_other(
+    data: dict[str, list[Row]], pipes: list[Pipeline], seed: int
+) -> None:
+    world = World(data, delays=Random(seed))
+    outcome = in_a_directory(world, pipes)
+    for pipe in pipes:
+        reference = expected(pipe, data)
+        if reference.letters:
+            assert outcome.failed(pipe.identity)
+            for name, rows in delivered(world, pipe).items():
+                assert rows <= reference.rows[name]
+        else:
+            check(world, pipe, outcome, reference)
+
+
+@pytest.mark.check
+@settings(max_examples=1_500)
+@given(tables(), st.integers(1, 4).flatmap(lambda count: alike(count=count)), st.integers(1, 4), st.integers(0, 9999))
+def test_many_more_graphs(data: dict[str, list[Row]], pipes: list[Pipeline], capacity: int, seed: int) -> None:
+    world = World(data, delays=Random(seed))
+    outcome = in_a_directory(world, pipes, capacity=capacity)
+    for pipe in pipes:
+        check(world, pipe, outcome, expected(pipe, data))

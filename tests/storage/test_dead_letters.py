@@ -1,0 +1,445 @@
+"""Dead letters: one per key, durable, found by cause, replayed at most once, within a budget and a retention."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from conveyord.core.errors import ConfigError, Refused, StorageFull
+from conveyord.core.flow.dead_letters import DeadLetter
+from conveyord.storage.dead_letters.letters import Counters, Selection
+from conveyord.storage.dead_letters.reader import DeadLetterReader
+from tests.storage.dead_letters_rig import DAY_MICROS, PIPELINE, held, letter, opened, segments
+
+EVERYTHING = Selection()
+
+
+def test_a_letter_comes_back_as_it_was_put(data_dir: Path) -> None:
+    given = [letter(1, raw=b"\xff\x00"), letter(2, raw=None, row=b"stream", stage="clean", part=3, attempts=4)]
+    with opened(data_dir) as store:
+        store.put(given, 17)
+    with opened(data_dir) as store, DeadLetterReader(data_dir) as reader:
+        assert [stored.letter for stored in store.select()] == given
+        assert list(reader.select()) == list(store.select())
+        assert [stored.letter.raw for stored in reader.select(payloads=False)] == [None, None]
+        assert {(s.id, s.first_micros, s.last_micros, s.state, s.damage) for s in store.select()} == {
+            (1, 17, 17, "dead", None),
+            (2, 17, 17, "dead", None),
+        }
+
+
+def test_what_fails_again_replaces_itself_and_keeps_id_and_first_time(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(1, attempts=2), letter(2)], 10)
+        again = letter(1, attempts=3, code="WORSE", message="again", raw=b"new")
+        store.put([again], 20)
+        stored = store.get(1)
+        assert stored is not None
+        assert stored.letter == replace(again, attempts=5)
+        assert (stored.first_micros, stored.last_micros) == (10, 20)
+        assert store.count() == 2
+
+
+def test_a_key_twice_in_one_put_is_one_letter(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(1, raw=b"a"), letter(1, raw=b"b")], 1)
+        (stored,) = store.select()
+        assert (stored.letter.raw, stored.letter.attempts) == (b"b", 2)
+
+
+def test_nothing_is_created_before_the_first_letter(data_dir: Path) -> None:
+    with opened(data_dir, retention_seconds=1.0) as store, DeadLetterReader(data_dir) as reader:
+        store.put([], 1)
+        assert (store.groups(), store.get(1), store.counters()) == ([], None, Counters())
+        assert store.queue_replay(PIPELINE, EVERYTHING) == store.settle_replays(PIPELINE, 9, 1) == 0
+        assert store.purge(EVERYTHING) == store.withdraw([1]) == store.expire(5) == store.used_bytes() == 0
+        assert (store.newer_than(PIPELINE, 0, 9), store.last_id(PIPELINE), store.queued(PIPELINE, 0, 9)) == ([], 0, [])
+        assert list(data_dir.iterdir()) == []
+        assert list(reader.select()) == []
+        store.put([letter(1)], 1)
+        assert reader.count() == 1, "a reader that was there before sees the first letter"
+
+
+def test_groups_are_by_cause_with_the_newest_message(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(n, code="A", message=f"value {n}") for n in range(3)], 10)
+        store.put([letter(n, code="B", stage="clean") for n in range(5)], 20)
+        store.put([letter(9, code="A", message="value 9"), letter(9, code="A", pipeline="default/other")], 30)
+        store.put([letter(0, code="A", message="value 0 again")], 40)
+    with DeadLetterReader(data_dir) as reader:
+        groups = [
+            (g.pipeline, g.stage, g.code, g.message, g.count, g.first_micros, g.last_micros) for g in reader.groups()
+        ]
+        assert groups == [
+            (PIPELINE, "clean", "B", "record 4 is bad", 5, 20, 20),
+            (PIPELINE, "source", "A", "value 9", 4, 10, 40),
+            ("default/other", "source", "A", "record 9 is bad", 1, 30, 30),
+        ]
+        assert [g.count for g in reader.groups(Selection(pipeline=PIPELINE, since_micros=30))] == [2]
+
+
+@pytest.mark.parametrize(
+    ("selection", "ids"),
+    [
+        (Selection(), [1, 2, 3, 4]),
+        (Selection(pipeline="default/other"), [4]),
+        (Selection(stage="clean"), [3]),
+        (Selection(code="B", stage="source"), [2]),
+        (Selection(ids=(4, 2, 99)), [2, 4]),
+        (Selection(ids=()), []),
+        (Selection(ids=tuple(range(1, 100_000))), [1, 2, 3, 4]),
+        (Selection(since_micros=2), [2, 3, 4]),
+        (Selection(since_micros=2, until_micros=4), [2, 3]),
+        (Selection(code="it's; --"), []),
+    ],
+)
+def test_a_selection_means_what_meets_all_its_conditions(data_dir: Path, selection: Selection, ids: list[int]) -> None:
+    with opened(data_dir) as store:
+        others = [letter(2, code="B"), letter(3, code="B", stage="clean"), letter(4, pipeline="default/other")]
+        for at, one in enumerate([letter(1), *others], start=1):
+            store.put([one], at)
+        assert [stored.id for stored in store.select(selection)] == ids
+        assert store.count(selection) == len(ids)
+        assert store.purge(selection) == len(ids)
+        assert {stored.id for stored in store.select()} == {1, 2, 3, 4} - set(ids)
+
+
+def test_copies_go_on_after_the_last_id(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(1), letter(2), letter(3, pipeline="default/other")], 1)
+        assert store.last_id(PIPELINE) == 2
+        store.put([letter(1), letter(4)], 2)
+        assert [stored.letter.key.offset for stored in store.newer_than(PIPELINE, 2, 10)] == [4]
+        assert [stored.id for stored in store.newer_than(PIPELINE, 0, 2)] == [1, 2]
+
+
+def test_a_message_that_sqlite_cannot_hold_is_escaped_and_cut(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(1, message="a\ud800b\0c"), letter(2, message="x" * 10_000)], 1)
+        messages = [stored.letter.message for stored in store.select()]
+        assert messages[0] == "a\\ud800b\0c"
+        assert (len(messages[1]), messages[1][-1]) == (4096, "…")
+
+
+# -------------------------------------------------------------------- replay
+
+
+def sequences(store, after: int = 0) -> list[tuple[int, int]]:
+    return [(number, stored.id) for number, stored in store.queued(PIPELINE, after, 100)]
+
+
+def test_sequence_numbers_grow_for_ever_and_are_never_given_again(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(n) for n in range(3)] + [letter(9, pipeline="default/other")], 1)
+        assert store.queue_replay(PIPELINE, EVERYTHING) == 3
+        assert store.queue_replay(PIPELINE, EVERYTHING) == 0, "what is queued is not queued twice"
+        assert sequences(store) == [(1, 1), (2, 2), (3, 3)]
+        assert sequences(store, 2) == [(3, 3)]
+        store.purge(Selection(ids=(2, 3)))
+        store.settle_replays(PIPELINE, 3, 2)
+    with opened(data_dir) as store:
+        store.put([letter(1)], 3)
+        assert store.queue_replay(PIPELINE, EVERYTHING) == 1
+        assert [number for number, _ in store.queued(PIPELINE, 0, 9)] == [4]
+        assert store.queue_replay("default/other", EVERYTHING) == 1
+        assert [number for number, _ in store.queued("default/other", 0, 9)] == [1]
+
+
+def test_what_settles_is_replayed_and_its_payload_dropped(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(n, text="x" * 100_000) for n in range(3)], 1)
+        before = store.used_bytes()
+        store.queue_replay(PIPELINE, EVERYTHING)
+        assert store.settle_replays(PIPELINE, 2, 5) == 2
+        assert store.settle_replays(PIPELINE, 2, 6) == 0
+        assert sequences(store) == [(3, 3)]
+        gone = store.get(1)
+        assert gone is not None
+        assert (gone.state, gone.letter.raw, gone.sequence, gone.damage) == ("replayed", None, None, None)
+        assert [stored.id for stored in store.select()] == [3]
+        assert store.counters() == Counters(replayed=2)
+        assert store.settle_replays(PIPELINE, 3, 7) == 1
+        store.put([letter(50)], 8)
+        store.purge(Selection(ids=(4,)))
+        assert store.used_bytes() < before - 250_000
+        assert segments(data_dir) == []
+
+
+def test_what_fails_again_in_the_replay_does_not_settle(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(1), letter(2)], 1)
+        store.queue_replay(PIPELINE, EVERYTHING)
+        store.put([letter(1, message="still bad")], 2)
+        assert store.settle_replays(PIPELINE, 2, 3) == 1
+        (stored,) = store.select()
+        assert (stored.id, stored.state, stored.sequence, stored.letter.message) == (1, "dead", None, "still bad")
+        store.put([letter(2)], 4)
+        assert store.get(2).state == "dead", "what was replayed and fails later is dead again"
+
+
+def test_what_is_withdrawn_does_not_settle(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(1), letter(2)], 1)
+        store.queue_replay(PIPELINE, EVERYTHING)
+        assert store.withdraw([1, 77]) == 1
+        assert store.settle_replays(PIPELINE, 2, 3) == 1
+        assert [(stored.id, stored.state) for stored in store.select()] == [(1, "dead")]
+
+
+# -------------------------------------------------------------------- edit
+
+
+def test_an_edit_replaces_the_record_and_is_remembered(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(1)], 1)
+        store.edit(1, raw=b"mended")
+        stored = store.get(1)
+        assert (stored.letter.raw, stored.edited, stored.last_micros) == (b"mended", True, 1)
+        store.put([letter(1)], 2)
+        assert not store.get(1).edited, "what fails again comes with what failed"
+
+
+def test_an_edited_row_keeps_the_record_beside_it(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(1, row=b"old", stage="clean")], 1)
+        store.edit(1, row=b"new")
+        assert (store.get(1).letter.raw, store.get(1).letter.row) == (b"raw 1", b"new")
+
+
+def test_an_edit_that_could_double_or_lose_a_row_is_refused(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        with pytest.raises(ConfigError, match="there is no dead letter 1"):
+            store.edit(1, raw=b"x")
+        store.put([letter(1, row=b"old", stage="clean"), letter(2), letter(3)], 1)
+        with pytest.raises(Refused, match="letter 1 failed at 'clean' as a row; edit the row"):
+            store.edit(1, raw=b"x")
+        store.queue_replay(PIPELINE, Selection(ids=(2, 3)))
+        store.settle_replays(PIPELINE, 1, 2)
+        with pytest.raises(Refused, match="letter 2 was replayed"):
+            store.edit(2, raw=b"x")
+        with pytest.raises(Refused, match="letter 3 is queued for replay and may have arrived already"):
+            store.edit(3, raw=b"x")
+
+
+# -------------------------------------------------------------------- budget and retention
+
+
+def test_beyond_the_budget_a_put_is_refused_with_figures_and_remedies(data_dir: Path) -> None:
+    with opened(data_dir, budget_bytes=1024 * 1024) as store:
+        kept = 0
+        with pytest.raises(StorageFull) as refused:
+            for kept in range(100):
+                store.put([letter(kept, text="x" * 50_000)], kept)
+        assert "dead letters take" in str(refused.value)
+        assert "dead_letters.budget, 1.00 MiB" in str(refused.value)
+        assert "`conveyord dlq purge`" in str(refused.value)
+        assert set(held(store)) == set(range(kept)), "what was acknowledged stays"
+        assert store.used_bytes() <= 1024 * 1024
+        assert sum(path.stat().st_size for path in segments(data_dir)) <= 1024 * 1024
+        store.purge(Selection(until_micros=5))
+        store.put([letter(kept, text="x" * 50_000)], 101)
+
+
+def test_failing_again_for_ever_stays_within_the_budget(data_dir: Path) -> None:
+    with opened(data_dir, budget_bytes=1024 * 1024) as store:
+        for at in range(60):
+            store.put([letter(n, text=f"{at:04d}" * 10_000) for n in range(10)], at)
+            assert store.used_bytes() <= 1024 * 1024
+        assert held(store) == dict.fromkeys(range(10), b"0059" * 10_000)
+
+
+def test_replayed_letters_give_way_before_a_put_is_refused(data_dir: Path) -> None:
+    with opened(data_dir, budget_bytes=1024 * 1024) as store:
+        for first in range(0, 20_000, 500):
+            store.put([letter(first + n) for n in range(500)], first)
+            store.queue_replay(PIPELINE, EVERYTHING)
+            store.settle_replays(PIPELINE, first + 500, first)
+        assert store.counters().replayed == 20_000
+
+
+def test_a_letter_expires_after_its_newest_failure(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(1), letter(2), letter(3)], 0)
+        store.put([letter(1)], DAY_MICROS)
+        store.queue_replay(PIPELINE, Selection(ids=(3,)))
+    with opened(data_dir, retention_seconds=86_400.0, at_micros=DAY_MICROS) as store:
+        assert store.count() == 3, "a day is over only after it"
+    with opened(data_dir, retention_seconds=86_400.0, at_micros=DAY_MICROS + 1) as store:
+        assert [stored.id for stored in store.select()] == [1, 3], "a queued one is wanted"
+        assert store.counters().expired == 1
+
+
+def test_a_long_run_expires_letters_as_it_puts(data_dir: Path) -> None:
+    with opened(data_dir, retention_seconds=1.0) as store:
+        for at in range(250):
+            store.put([letter(at)], at * 1_000_000)
+        assert store.count() < 110
+
+
+def test_a_purge_gives_the_space_back(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(n, text="x" * 1000, code="A" if n % 3 else "B") for n in range(3000)], 1)
+        assert store.purge(Selection(code="A")) == 2000
+        assert {stored.letter.key.offset for stored in store.select()} == set(range(0, 3000, 3))
+        assert sum(path.stat().st_size for path in segments(data_dir)) < 1_100_000
+        assert store.purge(EVERYTHING) == 1000
+        assert segments(data_dir) == []
+        assert store.used_bytes() < 100_000
+    assert (data_dir / "dead-letters" / "index.db").stat().st_size < 100_000
+
+
+def test_segments_roll_at_their_size(data_dir: Path) -> None:
+    with opened(data_dir, budget_bytes=16 * 65_536) as store:
+        store.put([letter(n, text="x" * 30_000) for n in range(10)], 1)
+        assert len(segments(data_dir)) == 4
+        assert set(held(store)) == set(range(10))
+
+
+def test_the_next_process_goes_on_in_the_same_segment(data_dir: Path) -> None:
+    for n in range(5):
+        with opened(data_dir) as store:
+            store.put([letter(n)], n)
+    assert len(segments(data_dir)) == 1
+    with opened(data_dir) as store:
+        assert set(held(store)) == set(range(5))
+
+
+def test_a_store_may_be_used_from_changing_threads(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        for n in range(3):
+            thread = threading.Thread(target=store.put, args=([letter(n)], n))
+            thread.start()
+            thread.join()
+        assert store.count() == 3
+
+
+def test_readers_see_whole_letters_while_a_writer_moves_them(data_dir: Path) -> None:
+    """Letters are rewritten and compacted all the time; a reader meets every payload, and never a damaged one."""
+    problems: list[object] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            with DeadLetterReader(data_dir) as reader:
+                found = list(reader.select())
+                problems.extend(stored.damage for stored in found if stored.damage is not None)
+                problems.extend(stored.id for stored in found if stored.letter.raw[:4] != b"text")
+
+    with opened(data_dir, budget_bytes=1024 * 1024) as store:
+        store.put([letter(n, text="text") for n in range(20)], 0)
+        thread = threading.Thread(target=read)
+        thread.start()
+        for at in range(150):
+            store.put([letter((at + n) % 20, text="text" * 2000) for n in range(3)], at)
+        done.set()
+        thread.join()
+    assert problems == []
+
+
+# -------------------------------------------------------------------- against a model
+
+
+class Model(RuleBasedStateMachine):
+    """Any sequence of operations, with the store closed and opened in between, leaves what a dictionary says."""
+
+    offsets = st.integers(0, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        import tempfile
+
+        self._home = tempfile.TemporaryDirectory()
+        self._dir = Path(self._home.name)
+        self._store = opened(self._dir)
+        self._at = 0
+        self._letters: dict[int, tuple[str, bytes | None, int]] = {}  # offset: state, raw, attempts
+        self._queue: dict[int, int] = {}  # sequence: offset
+        self._sequence = 0
+
+    def teardown(self) -> None:
+        self._store.close()
+        self._home.cleanup()
+
+    def _ids(self, offsets: set[int]) -> Selection:
+        return Selection(ids=tuple(s.id for s in self._store.select() if s.letter.key.offset in offsets))
+
+    @rule(offsets=st.lists(offsets, max_size=4), raw=st.binary(max_size=70_000))
+    def put(self, offsets: list[int], raw: bytes) -> None:
+        self._at += 1
+        given: list[DeadLetter] = [letter(offset, raw=raw) for offset in offsets]
+        self._store.put(given, self._at)
+        for offset in offsets:
+            attempts = self._letters.get(offset, ("", b"", 0))[2]
+            self._letters[offset] = ("dead", raw, attempts + 1)
+            self._queue = {number: queued for number, queued in self._queue.items() if queued != offset}
+
+    @rule(offsets=st.sets(offsets))
+    def queue(self, offsets: set[int]) -> None:
+        found = [s for s in self._store.select(self._ids(offsets)) if s.state == "dead"]
+        assert self._store.queue_replay(PIPELINE, self._ids(offsets)) == len(found)
+        for stored in found:
+            self._sequence += 1
+            self._queue[self._sequence] = stored.letter.key.offset
+            self._letters[stored.letter.key.offset] = ("queued", *self._letters[stored.letter.key.offset][1:])
+
+    @rule(up_to=st.integers(0, 30))
+    def settle(self, up_to: int) -> None:
+        settled = [number for number in self._queue if number <= up_to]
+        assert self._store.settle_replays(PIPELINE, up_to, self._at) == len(settled)
+        for number in settled:
+            offset = self._queue.pop(number)
+            self._letters[offset] = ("replayed", None, self._letters[offset][2])
+
+    @rule(offsets=st.sets(offsets))
+    def purge(self, offsets: set[int]) -> None:
+        gone = {offset for offset in offsets if self._letters.get(offset, ("replayed",))[0] != "replayed"}
+        assert self._store.purge(self._ids(offsets)) == len(gone)
+        for offset in gone:
+            del self._letters[offset]
+        self._queue = {number: queued for number, queued in self._queue.items() if queued not in gone}
+
+    @rule(offset=offsets)
+    def edit(self, offset: int) -> None:
+        state, _, attempts = self._letters.get(offset, ("", b"", 0))
+        if state == "dead":
+            self._store.edit(self._ids({offset}).ids[0], raw=b"edited")
+            self._letters[offset] = ("dead", b"edited", attempts)
+
+    @rule()
+    def reopen(self) -> None:
+        self._store.close()
+        self._store = opened(self._dir)
+
+    @invariant()
+    def holds_what_the_model_says(self) -> None:
+        with DeadLetterReader(self._dir) as reader:
+            found = {s.letter.key.offset: (s.state, s.letter.raw, s.letter.attempts) for s in reader.select()}
+        assert found == {offset: kept for offset, kept in self._letters.items() if kept[0] != "replayed"}
+        queued = {number: s.letter.key.offset for number, s in self._store.queued(PIPELINE, 0, 100)}
+        assert queued == self._queue
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(stateful_step_count=25)
+
+
+def test_a_letter_that_is_dropped_once_it_was_copied_gets_its_id_again(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(10), letter(20), letter(30)], 1)
+        assert store.drop(PIPELINE, [1, 2, 3], copied_to=2) == 3
+        assert store.count() == 0
+        store.put([letter(40), letter(30)], 2)
+        assert [(each.id, each.letter.key.offset) for each in store.select(EVERYTHING)] == [(4, 40), (5, 30)]
+        store.put([letter(20)], 3)
+        store.put([letter(20)], 4)
+        assert [each.letter.key.offset for each in store.newer_than(PIPELINE, 2, 10)] == [40, 30]
+        assert store.get(2).letter.key.offset == 20
+        assert store.drop(PIPELINE, [2], copied_to=0) == 1, "its copies are gone, so it comes as a new one"
+        store.put([letter(20), letter(10)], 5)
+        assert all(each.id > 3 for each in store.select(EVERYTHING))
