@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +39,8 @@ def replay(
     """Send dead letters once more through the pipelines of PATHS as they are now.
 
     Each goes on at the stage where it failed, and reaches only the sinks behind that stage. What fails
-    again stays a dead letter. Stopped or killed, the same command goes on, and no row is written twice.
+    again stays a dead letter. Stopped by a signal or killed, the same command goes on, and no row is written
+    twice.
 
     \b
     Exit codes: 0 done, 1 a stage failed, 2 a definition or a setting is wrong.
@@ -57,10 +61,13 @@ def replay(
         raise click.UsageError(f"no pipeline {selection.pipeline!r} in {', '.join(map(str, paths))}")
     request = request_for(pipelines, setting)
 
-    async def drained() -> list[ReplayReport]:
-        return await replay_letters(request, installed(), selection, drain=trio.Event())
-
-    reports = trio.run(drained)
+    work = partial(replay_letters, request, installed(), selection)
+    reports, signal_number = trio.run(_under_signals, work)
+    if reports is None:
+        click.echo("stopped at once; the same command goes on", err=True)
+        return 128 + (signal_number or 0)
+    if signal_number is not None:
+        click.echo("stopped; the same command goes on", err=True)
     if output == "json":
         print_json([_as_object(report) for report in reports])
     else:
@@ -70,6 +77,30 @@ def replay(
         if report.error is not None:
             click.echo(f"error: {report.pipeline}: stage {report.stage}: {report.error}", err=True)
     return max((exit_code_of(report.error) for report in reports if report.error is not None), default=0)
+
+
+async def _under_signals(
+    work: Callable[..., Awaitable[list[ReplayReport]]],
+) -> tuple[list[ReplayReport] | None, int | None]:
+    """`work`, which takes `drain`, and the last signal: the first SIGINT or SIGTERM drains, the second cancels."""
+    import trio
+
+    drain, reports, last = trio.Event(), None, None
+
+    async def obey(signals: AsyncIterator[int]) -> None:
+        nonlocal last
+        async for number in signals:
+            last = number
+            if drain.is_set():
+                nursery.cancel_scope.cancel()
+            drain.set()
+
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(obey, signals)
+            reports = await work(drain=drain)
+            nursery.cancel_scope.cancel()
+    return reports, last
 
 
 def _as_object(report: ReplayReport) -> dict[str, Any]:

@@ -122,7 +122,9 @@ class FanIn:
                 piece.ack.settle()
 
         data = await trio.to_thread.run_sync(together, [piece.data for piece in pieces], limiter=self._threads)
-        tally = replace(first.tally, filtered=0, added=0, dead=sum(piece.tally.dead for piece in pieces))
+        deaths = [piece.tally.dead for piece in pieces]
+        common = min(deaths)  # what died before the branches parted, if one of them lost nothing itself
+        tally = replace(first.tally, filtered=0, added=0, dead=common + sum(dead - common for dead in deaths))
         tally = tally.through(data.num_rows)
         origin = joined([(piece.data, piece.origin) for piece in pieces], data)
         ack = Ack(settle_all, root=first.ack.root)

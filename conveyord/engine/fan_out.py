@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
-import pyarrow as pa
 import trio
 
 from conveyord.core.errors import BatchError, ConveyordError
@@ -38,12 +37,20 @@ class Way(Protocol):
         """Nothing follows."""
 
 
+@dataclass(slots=True)
+class End:
+    """How a stage ended. content: it wanted no more, which is no reason for other branches to stop."""
+
+    content: bool = False
+
+
 @dataclass(slots=True, eq=False)
 class Branch:
-    """One edge that leaves a stage, and the way along it."""
+    """One edge that leaves a stage, the way along it, and how the stage at its end ended, once it has."""
 
     exit: Exit
     way: Way
+    end: End
 
 
 @dataclass(slots=True)
@@ -90,6 +97,8 @@ class Branches:
         self._removed = removed
         self._failures = failures
         self._main = main
+        self.content = True
+        """Whether every branch that was lost ended because its stage wanted no more."""
         self._arrange()
 
     def _arrange(self) -> None:
@@ -114,7 +123,7 @@ class Branches:
         try:
             await self._only.way.send(message)
         except trio.BrokenResourceError:
-            self._drop(self._only.exit.members)
+            self._lose(self._only)
             raise
 
     async def _send_batch(self, batch: Batch, extra: Mapping[str, Batch]) -> None:
@@ -188,17 +197,27 @@ class Branches:
             except trio.WouldBlock:
                 full.append((branch, message))
             except trio.BrokenResourceError:
-                self._drop(branch.exit.members)
+                self._lose(branch)
         for branch, message in full:
             try:
                 if branch in self._open:
                     await branch.way.send(message)
             except trio.BrokenResourceError:
-                self._drop(branch.exit.members)
+                self._lose(branch)
         if not full:
             await trio.lowlevel.checkpoint()
         if not self._open:
             raise trio.BrokenResourceError
+
+    def _lose(self, branch: Branch) -> None:
+        """Nobody listens on `branch` any more: let go of it, and, unless its stage was content, of its pipelines."""
+        if not branch.end.content:
+            self.content = False
+            self._drop(branch.exit.members)
+        elif branch in self._open:
+            self._open.remove(branch)
+            branch.way.close()
+            self._arrange()
 
     def _drop(self, members: frozenset[str]) -> None:
         """Let go of every branch that belongs to these pipelines alone; what it holds it finishes."""

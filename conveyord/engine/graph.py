@@ -3,6 +3,7 @@
 How a stage ends decides how the others do, without anyone cancelling anyone:
 
     a stage returns       its outbound channels close; what follows gets Eos, drains and finishes
+    a stage wants no more its inbound channel closes, and the stage before it lets go of that branch alone
     a stage fails         the same downstream; its inbound channel closes, so the stage before it finds
                           nobody listening (BrokenResourceError), lets go of every branch of the same
                           pipelines, and stops once no branch is left, and so on upstream
@@ -27,7 +28,7 @@ from conveyord.core.pipeline.graph import MAIN
 from conveyord.engine.contracts import Operator, Sink, Source, Transform
 from conveyord.engine.failures import Failures, unwrapped
 from conveyord.engine.fan_in import FanIn
-from conveyord.engine.fan_out import Branch, Branches, Removed, Way
+from conveyord.engine.fan_out import Branch, Branches, End, Removed, Way
 from conveyord.engine.gate import Gate
 from conveyord.engine.inbound import StageInbound
 from conveyord.engine.messages import Message
@@ -117,6 +118,7 @@ class _Wiring:
     def __init__(
         self, graph: Graph, failures: Failures, *, channel_capacity: int, threads: trio.CapacityLimiter
     ) -> None:
+        self.ends = {node.number: End() for node in graph.nodes}
         self.inbound: dict[int, StageInbound] = {}
         self.outbound: dict[int, Branches] = {}
         self.spills: list[tuple[Link, SpillWay]] = []
@@ -143,7 +145,7 @@ class _Wiring:
                     name = f"{link.exit.edge.source} -> {link.exit.edge.target}"
                     way = SpillWay(way, link.queue, name=name, threads=threads)
                     self.spills.append((link, way))
-                branches[link.source].append(Branch(link.exit, way))
+                branches[link.source].append(Branch(link.exit, way, self.ends[link.target]))
         for node in graph.nodes:
             if branches[node.number]:
                 self.outbound[node.number] = Branches(
@@ -185,8 +187,10 @@ async def _stage(node: Node, wiring: _Wiring, drain: trio.Event, failures: Failu
                 case Sink() as sink:
                     assert inbound is not None
                     await sink.run(inbound)
+        wiring.ends[node.number].content = True
     except trio.BrokenResourceError:
-        pass  # the stages after this one failed and say why themselves
+        # The stages after this one ended, and say why themselves if they failed.
+        wiring.ends[node.number].content = outbound is not None and outbound.content
     except ConveyordError as error:
         failures.add(node.operator.context.stage, error, members=node.members)
     finally:
@@ -209,7 +213,7 @@ async def _read(node: Node, outbound: Branches, drain: trio.Event) -> None:
             return
         except Retryable as error:
             failed = 1 if outlet.batches > before else failed + 1
-            if failed > retries.count_max or drain.is_set():
+            if failed > retries.count_max or drain.is_set() or outlet.is_sending:
                 raise
             wait_seconds = retries.backoff.delay_seconds(failed, retries.random)
             log.warning("a source failed and is tried again", stage=node.operator.context.stage, reason=str(error))

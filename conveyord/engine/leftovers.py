@@ -31,6 +31,8 @@ def followed(frames: Frames, held: Sequence[Positions]) -> tuple[Positions, ...]
         for number, positions in enumerate(reached):
             if all(positions.covers(span) for span in meta.spans):
                 continue
+            if any(span.first > 0 and span.partition not in positions for span in meta.spans):
+                return None  # what came before went straight on, and was lost with the run
             try:
                 moved = positions.advanced(meta.spans)
             except ValueError:
@@ -62,11 +64,21 @@ def point_of(key: LetterKey, pipeline: Pipeline) -> Point | None:
 class Lacks:
     """Which sinks of one pipeline lack what a letter stands for, by what each of them holds."""
 
-    def __init__(self, pipeline: Pipeline, held: Mapping[str, Positions | None]) -> None:
-        """held: by sink, under the pipeline's own names. A sink that keeps no positions is never counted."""
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        held: Mapping[str, Positions | None],
+        reached: Mapping[str, Positions | None] | None = None,
+    ) -> None:
+        """held: by sink, under the pipeline's own names. A sink that keeps no positions is never counted.
+        reached: what each will have once it has what was spilled before it; without it nothing is.
+        """
         self._pipeline = pipeline
         self._keeping = frozenset(sink for sink, positions in held.items() if positions is not None)
         self._held = held
+        self._reached = held if reached is None else reached
+        spilling = [edge.target for edge in pipeline.edges if edge.on_slow == "spill"]
+        self._behind_spills = frozenset[str]().union(*(pipeline.below(target) for target in spilling))
         self._below: dict[str, frozenset[str] | None] = {}
 
     def below(self, key: LetterKey) -> frozenset[str] | None:
@@ -89,7 +101,10 @@ class Lacks:
         return frozenset(sink for sink in sinks if self._is_past(key, sink))
 
     def _is_past(self, key: LetterKey, sink: str) -> bool:
-        positions = self._held[sink]
+        # What was spilled is not read again, but the stages behind the spill have it still before them.
+        point = point_of(key, self._pipeline)
+        is_behind_spill = point is not None and point.stage in self._behind_spills
+        positions = (self._held if is_behind_spill else self._reached)[sink]
         position = None if positions is None else positions.get(key.partition)
         return position is not None and key.offset < position.offset
 
@@ -110,31 +125,32 @@ def only_for(letter: DeadLetter, lacking: frozenset[str], below: frozenset[str])
     return replace(letter, sinks=None if lacking == below else lacking)
 
 
-def drop_unread(store: DeadLetterStore, pipeline: Pipeline, held: Mapping[str, Positions | None]) -> int:
+def drop_unread(store: DeadLetterStore, pipeline: Pipeline, lacks: Lacks, *, copied_to: int) -> int:
     """Take letters from the sinks that have not passed their records, which are read again. Blocking.
 
     A letter for which no sink is left is deleted; returns how many are. Letters stay as they are whose stage
     the pipeline does not have any more, or whose sinks keep no positions. Those that `dlq.sink` has keep their
     ids, so that it gets no second copy if they fail again. Raises Refused if one is queued for replay.
     """
-    lacks, unread, fewer = Lacks(pipeline, held), [], {}
+    unread: list[int] = []
+    fewer: dict[int, frozenset[str]] = {}
     for stored in store.select(Selection(pipeline=pipeline.identity), payloads=False):
-        meant = lacks.meant(stored.letter)
+        is_queued = stored.state == "queued"
+        meant = lacks.below(stored.letter.key) if is_queued else lacks.meant(stored.letter)
         past = lacks.past(stored.letter.key, meant or ())
         if not meant or past == meant:
             continue
-        if stored.state == "queued":
+        if is_queued:
             raise Refused(
                 f"pipeline {pipeline.identity}: dead letter {stored.id} is queued for replay, and its record would be "
-                f"read again for {', '.join(sorted(meant - past))}; finish the replay first, without that sink if it "
-                "is new: `conveyord dlq replay`"
+                f"read again for {', '.join(sorted(meant - past))}; finish the replay with `conveyord dlq replay` first"
             )
         if past:
             fewer[stored.id] = past
         else:
             unread.append(stored.id)
     store.restrict(fewer)
-    return store.drop(pipeline.identity, unread, copied_to=copied_to(pipeline, held))
+    return store.drop(pipeline.identity, unread, copied_to=copied_to)
 
 
 def copied_to(pipeline: Pipeline, held: Mapping[str, Positions | None]) -> int:

@@ -131,7 +131,7 @@ def _update(prepared: Prepared, progress: Mapping[str, RunProgress]) -> None:
         sinks = prepared.sinks_of(pipeline)
         one.rows_out = sum(sink.taken.rows for sink in sinks)
         one.filtered = sum(node.removed.of(pipeline) for node in prepared.nodes_of(pipeline))
-        one.dead_letters = 0 if prepared.box is None else prepared.box.counts[pipeline]
+        one.dead_letters = prepared.box.counts[pipeline]
         ages = [node.outlet.oldest_age_seconds(now) for node in prepared.nodes_of(pipeline) if node.outlet is not None]
         one.oldest_uncommitted_seconds = max((age for age in ages if age is not None), default=None)
         for sink in sinks:

@@ -30,6 +30,8 @@ class TrackedOutlet:
         self._outbound: Outbound | None = None
         self.batches = 0
         """How many batches were sent."""
+        self.is_sending = False
+        """A batch is under way, or failed on the way. What became of it is not known, so it cannot come again."""
 
     def over(self, outbound: Outbound) -> TrackedOutlet:
         """This outlet, sending over `outbound`."""
@@ -57,7 +59,9 @@ class TrackedOutlet:
         self._sent_at[ticket.number] = trio.current_time()
         origin = None if place_of is None else Origin(data, place_of)
         ack = Ack(partial(self._settled, ticket))
+        self.is_sending = True
         await self._outbound.send(Batch(data, spans, tally, ack, states or {}, origin, arrived=tally))
+        self.is_sending = False
         self.batches += 1
         self._tail.update((span.partition, span.position) for span in spans)
         self._states.update(states or {})

@@ -20,6 +20,8 @@ R = TypeVar("R")
 
 POISON_ROWS_MAX = 1_000  # of one batch; beyond it the stage or its input is wrong, not some rows
 
+AWAY_ROWS = 16  # failing in turn with what may pass, and none good before them: that is no matter of rows
+
 REACH_GROWTH = 4  # a piece that succeeds is followed by one so much larger, so that the end is soon reached
 
 SUSPECT = (BatchError, RecordError, Retryable)
@@ -46,8 +48,8 @@ def salvage(work: Callable[[pa.RecordBatch], R], data: pa.RecordBatch, error: Co
     """Run `work`, which failed on all of `data` with `error`, on as large pieces as succeed. Blocking.
 
     Each row of the result of `work` must depend on one row alone, in order. Raises `error` if `data` has
-    no rows or if nothing succeeded and trying again may help, else BatchError if more than
-    `POISON_ROWS_MAX` rows fail.
+    no rows, or if nothing succeeds, of `AWAY_ROWS` rows or all, and trying again may help; BatchError if more
+    than `POISON_ROWS_MAX` rows fail.
     """
     found: Salvaged[R] = Salvaged()
     if data.num_rows == 0:
@@ -61,8 +63,9 @@ def salvage(work: Callable[[pa.RecordBatch], R], data: pa.RecordBatch, error: Co
                 first, end = end, min(data.num_rows, end + REACH_GROWTH * (end - first))
                 continue
             error = tried.error
-        if len(found.poison) == POISON_ROWS_MAX:
+        if len(found.poison) >= AWAY_ROWS:
             _raise_if_away(found, error)
+        if len(found.poison) == POISON_ROWS_MAX:
             raise BatchError(
                 f"more than {POISON_ROWS_MAX} of {data.num_rows} rows fail, which is no matter of single rows; the "
                 f"last: {error}. Mend the stage or what comes before it"

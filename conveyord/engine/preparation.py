@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import trio
@@ -22,7 +23,7 @@ from conveyord.engine.copies import DeadLetterCopies
 from conveyord.engine.dead_lettering import LetterBox, now_micros
 from conveyord.engine.gate import Gate
 from conveyord.engine.graph import Graph, Link, Node
-from conveyord.engine.leftovers import Lacks, drop_unread, followed
+from conveyord.engine.leftovers import Lacks, copied_to, drop_unread, followed
 from conveyord.engine.outlet import TrackedOutlet
 from conveyord.engine.plan import Assembly, RunSettings, assemble, keeps_provenance
 from conveyord.engine.registry import Registry
@@ -51,7 +52,7 @@ class Prepared:
 
     graph: Graph
     assembly: Assembly
-    box: LetterBox | None
+    box: LetterBox
 
     def nodes_of(self, pipeline: str) -> list[Node]:
         """The nodes of one pipeline; what runs beside it is left out."""
@@ -103,9 +104,8 @@ async def prepare(
 
     progress: by pipeline. Raises a ConveyordError for whatever cannot work.
     """
-    box = None
-    if any(pipeline.dlq is not None for pipeline in pipelines):
-        box = await open_letters(settings, limits, stack)
+    # Also without `dlq`: an earlier definition may have left letters of records that are read again.
+    box = await open_letters(settings, limits, stack)
     assembly = assemble(pipelines, registry, settings, box)
     held = await open_sinks(assembly, stack)
     budget = SpillBudget(limits.spill_bytes)
@@ -115,20 +115,20 @@ async def prepare(
         if edge.edge.on_slow == "spill"
     }
     reached = await trio.to_thread.run_sync(_reached, assembly, held, queues)
-    if box is not None:
-        for pipeline in pipelines:
-            # Not `held`: what lies in a queue before a sink is not read again.
-            after = _held_by(assembly, reached, pipeline)
-            dropped = await trio.to_thread.run_sync(drop_unread, box.store, pipeline, after)
-            box.admissions[pipeline.identity] = Lacks(pipeline, after).admit
-            if dropped:
-                log.info("records of dead letters are read again", pipeline=pipeline.identity, letters=dropped)
+    for pipeline in pipelines:
+        own = _held_by(assembly, held, pipeline)
+        lacks = Lacks(pipeline, own, _held_by(assembly, reached, pipeline))
+        box.admissions[pipeline.identity] = lacks.admit
+        dropped = await trio.to_thread.run_sync(
+            partial(drop_unread, box.store, pipeline, lacks, copied_to=copied_to(pipeline, own))
+        )
+        if dropped:
+            log.info("records of dead letters are read again", pipeline=pipeline.identity, letters=dropped)
     nodes = [_node(assembly, number, held, reached, progress) for number in assembly.operators]
     links = [Link(edge.source, edge.target, assembly.exits[edge], queues.get(edge)) for edge in assembly.plan.edges]
     beside: list[Node] = []
-    if box is not None:
-        for pipeline in pipelines:
-            _add_copies(nodes, links, beside, assembly, pipeline, held, box, settings)
+    for pipeline in pipelines:
+        _add_copies(nodes, links, beside, assembly, pipeline, held, box, settings)
     return Prepared(Graph((*beside, *nodes), tuple(links)), assembly, box)
 
 

@@ -1,22 +1,23 @@
 """Dead letters once more through the current pipeline, without ever doubling a row.
 
-A letter goes on where it failed: its row enters the stage it had arrived at, and only the sinks behind
-that stage see it; the others have had their share of the record. Letters get sequence numbers, and a
-sink's fence holds the last one it has, in the commit that adds their rows, so a replay that is killed is
-taken up by the next one. One stage's letters are queued, sent and settled before the next stage's.
+A letter goes on where it failed: its row enters the stage it had arrived at, and only the sinks that lack
+it see it; the others have had their share of the record. Letters get sequence numbers, and a sink's fence
+holds the last one it has, in the commit that adds their rows, so a replay that is killed is taken up by the
+next one. Letters of one stage for the same sinks are a *lane*: queued, sent and settled before the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from functools import partial
 
 import pyarrow as pa
 import trio
 
 from conveyord.core.errors import ConveyordError, RecordError
+from conveyord.core.flow.dead_letters import PARTS_PER_LETTER, DeadLetter
 from conveyord.core.flow.positions import Partition, Positions, Span
 from conveyord.core.flow.tally import Tally
 from conveyord.core.pipeline.graph import MAIN, DeadLetterPolicy, Edge, Pipeline
@@ -25,8 +26,9 @@ from conveyord.engine.copies import SOURCE
 from conveyord.engine.dead_lettering import LetterBox, now_micros, row_of
 from conveyord.engine.gate import Gate
 from conveyord.engine.graph import Graph, Link, Node, run_graph
-from conveyord.engine.leftovers import Point, held_below, is_behind, point_of
+from conveyord.engine.leftovers import Lacks, Point, copied_to, only_for, point_of
 from conveyord.engine.local_run import RunRequest
+from conveyord.engine.messages import Batch
 from conveyord.engine.origin import Place, RecordRef
 from conveyord.engine.outlet import TrackedOutlet
 from conveyord.engine.plan import Assembly, assemble, keeps_provenance
@@ -35,9 +37,8 @@ from conveyord.engine.provenance import with_provenance
 from conveyord.engine.registry import Registry
 from conveyord.engine.routing import Exit
 from conveyord.storage.dead_letters.letters import Selection, StoredLetter
+from conveyord.storage.dead_letters.store import DeadLetterStore
 from conveyord.storage.locks import owned
-
-T = TypeVar("T")
 
 LETTERS_PER_BATCH = 1_000
 SOURCE_NUMBER = -1
@@ -62,12 +63,26 @@ class ReplayReport:
     stage: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Where letters go on, and for which sinks. No sinks: none behind the stage keeps positions."""
+
+    point: Point
+    sinks: frozenset[str]
+
+    @property
+    def partition(self) -> Partition:
+        """By which the sinks remember how far they are."""
+        output = self.point.output
+        return Partition(SOURCE, self.point.stage if output is None else f"{self.point.stage}.{output}")
+
+
 class _NoConfig(OperatorConfig):
     """There is nothing to configure."""
 
 
 class QueuedLetters(Source):
-    """The queued letters of one stage, by sequence number."""
+    """The queued letters of one lane, by sequence number."""
 
     Config = _NoConfig
 
@@ -78,25 +93,24 @@ class QueuedLetters(Source):
         reader: Source | None,
         partition: Partition,
         box: LetterBox,
-        point: Callable[[StoredLetter], bool],
+        numbers: Mapping[int, int],
     ) -> None:
-        """reader: the source itself, for letters that never became rows. partition: by which sinks remember
-        how far they are. point: whether a letter goes on here.
+        """reader: the source itself, for letters that never became rows. partition: the lane's. numbers: of the
+        lane's letters, by id.
         """
         super().__init__(_NoConfig(), context)
         self._reader = reader
         self._partition = partition
         self._box = box
-        self._point = point
+        self._numbers = numbers
         self.sent_up_to = 0
         self.unusable = 0
 
     async def run(self, out: Outlet, *, fences: tuple[Positions, ...], drain: trio.Event) -> None:
         """See `Source.run`. Rows of one shape go together; where a sink is, a batch ends."""
-        held = [fence[self._partition].offset if self._partition in fence else 0 for fence in fences]
-        at = min(held)
-        group = _Group()
-        async with aclosing(self._queued(at)) as queued:
+        ends = sorted({fence[self._partition].offset if self._partition in fence else 0 for fence in fences})
+        group = _Group(ends[0], ends[0])
+        async with aclosing(self._queued(group.first)) as queued:
             async for number, stored in queued:
                 if drain.is_set():
                     break
@@ -106,38 +120,37 @@ class QueuedLetters(Source):
                     continue
                 row = await self._row(stored, fences)
                 if row is None:
-                    group.read += 1
-                    group.dead += 1
                     continue
+                # The letter with the number at which a sink is may have left the queue since.
+                for end in ends:
+                    if group.first < end < number:
+                        group.end = end
+                        group = await self._send(out, group, row)
                 if group.rows and (not row.schema.equals(group.rows[0].schema) or len(group.rows) == LETTERS_PER_BATCH):
-                    at = await self._send(out, group, at)
-                    group = _Group()
+                    group = await self._send(out, group, row)
                 group.rows.append(row)
                 group.places.append(_place(stored))
-                group.read += 1
                 group.end = number
-                if number in held:
-                    at = await self._send(out, group, at)
-                    group = _Group()
         if group.rows:
-            await self._send(out, group, at)
+            await self._send(out, group, group.rows[0])
 
     async def _queued(self, at: int) -> AsyncGenerator[tuple[int, StoredLetter], None]:
-        """The queue beyond `at`, a page at a time."""
+        """The lane's letters beyond `at`, a page of the queue at a time."""
         while page := await self._box.ask(self._box.store.queued, self.context.pipeline, at, LETTERS_PER_BATCH):
             for number, stored in page:
-                if self._point(stored):
+                if stored.id in self._numbers:
                     yield number, stored
             at = page[-1][0]
 
-    async def _send(self, out: Outlet, group: _Group, at: int) -> int:
-        """Send a group that follows on `at`. Returns where it ends."""
-        span = Span(self._partition, at, group.end)
-        tally = Tally(read=group.read, dead=group.dead)
-        data = await self.context.in_thread(pa.concat_batches, group.rows)
+    async def _send(self, out: Outlet, group: _Group, like: pa.RecordBatch) -> _Group:
+        """Send a group, of the columns of `like` if it has no rows. Returns the one that follows."""
+        span = Span(self._partition, group.first, group.end)
+        tally = Tally(read=len(group.rows))
+        rows = group.rows or [like.slice(0, 0)]
+        data = await self.context.in_thread(pa.concat_batches, rows)
         await out.send(data, (span,), tally, raw_bytes=0, place_of=group.places.__getitem__)
         self.sent_up_to = group.end
-        return group.end
+        return _Group(group.end, group.end)
 
     async def _row(self, stored: StoredLetter, fences: Sequence[Positions]) -> pa.RecordBatch | None:
         """A letter's row; None if its record still cannot be read, and then it is a dead letter again."""
@@ -150,6 +163,9 @@ class QueuedLetters(Source):
         state = next((state for state in states if state is not None), None)
         try:
             row = await self.context.in_thread(self._reader.decode, letter.raw, state)
+            if row.num_rows != 1:
+                reason = f"it holds {row.num_rows} records, and a dead letter is one; edit it"
+                raise RecordError("the record", reason, code="MALFORMED_RECORD")
         except RecordError as error:
             assert self.context.dead_letters is not None
             await self.context.dead_letters.put([Rejected(_place(stored), error)])
@@ -161,18 +177,80 @@ class QueuedLetters(Source):
 
 @dataclass(slots=True)
 class _Group:
-    """Rows that will be one batch, up to the sequence number `end`."""
+    """Rows that will be one batch: those of the sequence numbers beyond `first`, up to `end`."""
 
+    first: int
+    end: int
     rows: list[pa.RecordBatch] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
-    read: int = 0
-    dead: int = 0
-    end: int = 0
 
 
 def _place(stored: StoredLetter) -> Place:
+    """The record of a letter, with a part that no other row has: see `PARTS_PER_LETTER`."""
     key = stored.letter.key
-    return Place(RecordRef(key.partition, key.offset, stored.letter.raw), key.part)
+    return Place(RecordRef(key.partition, key.offset, stored.letter.raw), stored.id * PARTS_PER_LETTER)
+
+
+class _LaneLetters:
+    """What fails while the letters of a lane are replayed: for whom it is, and by which key."""
+
+    def __init__(
+        self, lane: Lane, lacks: Lacks, held: Mapping[str, Positions | None], letters: Mapping[int, StoredLetter]
+    ) -> None:
+        """held: by sink. letters: those of the lane by id, without what they hold."""
+        self._lane = lane
+        self._lacks = lacks
+        self._letters = letters
+        self._held = {
+            sink: positions[lane.partition].offset if positions is not None and lane.partition in positions else 0
+            for sink, positions in held.items()
+        }
+        self.moved: set[int] = set()
+        """The ids of letters of which something failed in a later stage."""
+
+    def has(self, sequence: int, sinks: frozenset[str]) -> frozenset[str]:
+        """Those of `sinks` that have got as far as `sequence`."""
+        return frozenset(sink for sink in sinks if self._held[sink] >= sequence)
+
+    def admit(self, letter: DeadLetter) -> DeadLetter | None:
+        """See `Admission`. A letter that fails where it did before keeps its key."""
+        stored = self._letters[letter.key.part // PARTS_PER_LETTER]
+        assert stored.sequence is not None
+        own = stored.letter.key
+        if letter.key.stage == own.stage:
+            letter = replace(letter, key=own)
+        else:
+            self.moved.add(stored.id)
+        below = self._lacks.below(letter.key) or frozenset()
+        lane = below & self._lane.sinks
+        return letter if not lane else only_for(letter, lane - self.has(stored.sequence, lane), below)
+
+    def drop_unsent(self, store: DeadLetterStore, pipeline: str, *, copied_to: int) -> None:
+        """Take what failed in later stages from the sinks that get the letters it came from once more. Blocking."""
+        unsent: list[int] = []
+        fewer: dict[int, frozenset[str]] = {}
+        for stored in store.select(Selection(pipeline=pipeline), payloads=False):
+            ancestor = self._letters.get(stored.letter.key.part // PARTS_PER_LETTER)
+            meant = self._lacks.meant(stored.letter)
+            if ancestor is None or ancestor.id == stored.id or not meant or stored.state != "dead":
+                continue
+            assert ancestor.sequence is not None
+            again = (meant & self._lane.sinks) - self.has(ancestor.sequence, meant)
+            if again == meant:
+                unsent.append(stored.id)
+            elif again:
+                fewer[stored.id] = meant - again
+        store.restrict(fewer)
+        store.drop(pipeline, unsent, copied_to=copied_to)
+
+
+class _Shut(Gate):
+    """Before a sink that has what a lane's letters stand for."""
+
+    def admit(self, batch: Batch) -> Batch | None:
+        """See `Gate.admit`."""
+        batch.ack.settle()
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,43 +271,67 @@ class _Replaying:
         self._registry = registry
         self._settings = request.settings()
         self._box = box
+        self._highest = 0  # sequence number that a sink holds
         self.report = ReplayReport(pipeline.identity)
 
     async def run(self, selection: Selection, drain: trio.Event) -> None:
-        """What an earlier replay left first, then what is selected, stage by stage."""
-        for point in await self._box.ask(self._left):
-            await self._send(point, drain)
-        for point, ids in (await self._chosen(selection)).items():
+        """What an earlier replay left first, then what is selected, lane by lane."""
+        identity = self._pipeline.identity
+        for lane in await self._left():
+            await self._send(lane, drain)
             if self.report.error is not None or drain.is_set():
                 return
-            chosen = Selection(ids=tuple(ids))
-            await self._box.ask(self._box.store.queue_replay, self._pipeline.identity, chosen)
-            await self._send(point, drain)
+        for lane, ids in (await self._chosen(selection)).items():
+            # From here on a sink that is new to the pipeline is no sink of these letters.
+            await self._box.ask(self._box.store.restrict, dict.fromkeys(ids, lane.sinks))
+            queue = partial(self._box.store.queue_replay, identity, Selection(ids=tuple(ids)), above=self._highest)
+            await self._box.ask(queue)
+            await self._send(lane, drain)
+            if self.report.error is not None or drain.is_set():
+                return
 
-    def _left(self) -> set[Point]:
-        """Where letters are queued that an earlier replay did not settle. Blocking."""
-        found = self._box.store.select(Selection(pipeline=self._pipeline.identity), payloads=False)
-        points = {point_of(stored, self._pipeline) for stored in found if stored.state == "queued"}
-        return {point for point in points if point is not None}
-
-    async def _chosen(self, selection: Selection) -> dict[Point, list[int]]:
-        """The letters that can be replayed, by where they go on."""
-        wanted = replace(selection, pipeline=self._pipeline.identity)
-        chosen: dict[Point, list[int]] = {}
+    async def _left(self) -> list[Lane]:
+        """Where letters are queued that an earlier replay did not settle, lowest number first."""
         async with AsyncExitStack() as stack:
-            session = await self._open(stack)
+            lacks = Lacks(self._pipeline, (await self._open(stack)).held)
+
+        def found() -> list[Lane]:
+            lanes: dict[Lane, int] = {}
+            for stored in self._box.store.select(Selection(pipeline=self._pipeline.identity), payloads=False):
+                if stored.sequence is None:
+                    continue
+                lane = self._lane(stored, lacks)
+                if lane is None:
+                    self.report.unusable += 1
+                else:
+                    lanes[lane] = min(stored.sequence, lanes.get(lane, stored.sequence))
+            return sorted(lanes, key=lambda lane: lanes[lane])
+
+        return await self._box.ask(found)
+
+    def _lane(self, stored: StoredLetter, lacks: Lacks) -> Lane | None:
+        """Where a letter goes on; None if there is no place for it any more."""
+        point, sinks = point_of(stored.letter.key, self._pipeline), lacks.meant(stored.letter)
+        return None if point is None or sinks is None else Lane(point, sinks)
+
+    async def _chosen(self, selection: Selection) -> dict[Lane, list[int]]:
+        """The letters that can be replayed, by lane."""
+        wanted = replace(selection, pipeline=self._pipeline.identity)
+        chosen: dict[Lane, list[int]] = {}
+        async with AsyncExitStack() as stack:
+            lacks = Lacks(self._pipeline, (await self._open(stack)).held)
 
         def sort() -> None:
             for stored in self._box.store.select(wanted, payloads=False):
-                point = point_of(stored, self._pipeline)
                 if stored.state != "dead":
                     continue
-                if point is None:
+                lane = self._lane(stored, lacks)
+                if lane is None:
                     self.report.unusable += 1
-                elif not is_behind(stored, held_below(self._pipeline, point, session.held)):
+                elif lacks.past(stored.letter.key, lane.sinks) != lane.sinks:
                     self.report.waiting += 1
                 else:
-                    chosen.setdefault(point, []).append(stored.id)
+                    chosen.setdefault(lane, []).append(stored.id)
 
         await self._box.ask(sort)
         return chosen
@@ -241,20 +343,30 @@ class _Replaying:
             operator = assembly.operators[node.number]
             if isinstance(operator, Sink):
                 stack.push_async_callback(operator.close)
-                held[node.stage.name] = await operator.open()
+                held[node.stage.name] = positions = await operator.open()
+                lanes = {} if positions is None else positions.of_source(SOURCE)
+                # One of that name is no lane: it says how many letters were copied.
+                known = [lane.offset for name, lane in lanes.items() if name != self._pipeline.identity]
+                self._highest = max([self._highest, *known])
         return _Session(assembly, held)
 
-    async def _send(self, point: Point, drain: trio.Event) -> None:
-        """Send the queued letters of one stage, and settle what every sink behind it has."""
-        identity = self._pipeline.identity
-        name = point.stage if point.output is None else f"{point.stage}.{point.output}"
-        partition = Partition(SOURCE, name)
+    async def _send(self, lane: Lane, drain: trio.Event) -> None:
+        """Send the queued letters of one lane, and settle what every sink of it has."""
+        store, ask, identity = self._box.store, self._box.ask, self._pipeline.identity
         async with AsyncExitStack() as stack:
             session = await self._open(stack)
-            below = held_below(self._pipeline, point, session.held)
-            done = min((positions[partition].offset if partition in positions else 0 for positions in below), default=0)
-            self.report.replayed += await self._box.ask(self._box.store.settle_replays, identity, done, now_micros())
-            source, graph = self._graph(point, session, partition, below)
+            lacks = Lacks(self._pipeline, session.held)
+            queued = await ask(self._queued_in, lane, lacks)
+            selection = Selection(ids=tuple(queued))
+            fences = [positions for sink in sorted(lane.sinks) if (positions := session.held[sink]) is not None]
+            done = min((one[lane.partition].offset if lane.partition in one else 0 for one in fences), default=0)
+            self.report.replayed += await ask(store.settle_replays, identity, done, now_micros(), selection)
+            failing = _LaneLetters(lane, lacks, session.held, queued)
+            copied = copied_to(self._pipeline, session.held)
+            await ask(partial(failing.drop_unsent, store, identity, copied_to=copied))
+            self._box.admissions[identity] = failing.admit
+            numbers = {stored.id: stored.sequence for stored in queued.values() if stored.sequence is not None}
+            source, graph = self._graph(lane, session, numbers, tuple(fences))
             before = self._box.counts[identity]
             failures = await run_graph(
                 graph, channel_capacity=self._request.channel_capacity, threads=self._settings.threads, drain=drain
@@ -265,31 +377,31 @@ class _Replaying:
             first = failures.all[0]
             self.report.error, self.report.stage = first.error, first.stage
             return
-        self.report.replayed += await self._box.ask(
-            self._box.store.settle_replays, identity, source.sent_up_to, now_micros()
-        )
+        settled = await ask(store.settle_replays, identity, source.sent_up_to, now_micros(), selection)
+        self.report.replayed += settled - len(failing.moved)
+
+    def _queued_in(self, lane: Lane, lacks: Lacks) -> dict[int, StoredLetter]:
+        """The queued letters of a lane by id, without what they hold. Blocking."""
+        found = self._box.store.select(Selection(pipeline=self._pipeline.identity), payloads=False)
+        return {stored.id: stored for stored in found if stored.sequence and self._lane(stored, lacks) == lane}
 
     def _graph(
-        self,
-        point: Point,
-        session: _Session,
-        partition: Partition,
-        below: list[Positions],
+        self, lane: Lane, session: _Session, numbers: Mapping[int, int], fences: tuple[Positions, ...]
     ) -> tuple[QueuedLetters, Graph]:
-        """The part of the pipeline behind `point`, with the queue as its source."""
-        plan, members = session.assembly.plan, frozenset([self._pipeline.identity])
+        """The part of the pipeline behind the lane's point, with the queue as its source."""
+        plan, members, point = session.assembly.plan, frozenset([self._pipeline.identity]), lane.point
         start = plan.node_of(self._pipeline.identity, point.stage)
         operator = session.assembly.operators[start.number]
         rows_enter = point.output is None and start.stage.kind != "source"
-        reader = operator if isinstance(operator, Source) else None
-        context = replace(operator.context, stage=SOURCE)
-
-        def here(stored: StoredLetter) -> bool:
-            return point_of(stored, self._pipeline) == point
-
-        source = QueuedLetters(context, reader=reader, partition=partition, box=self._box, point=here)
+        source = QueuedLetters(
+            replace(operator.context, stage=SOURCE),
+            reader=operator if isinstance(operator, Source) else None,
+            partition=lane.partition,
+            box=self._box,
+            numbers=numbers,
+        )
         outlet = TrackedOutlet([])
-        fences = tuple(below) or (Positions(),)
+        fences = fences or (Positions(),)
         nodes = [Node(SOURCE_NUMBER, source, members, outlet=outlet, fences=fences, output=point.output or MAIN)]
         links = []
         if rows_enter:
@@ -300,8 +412,9 @@ class _Replaying:
                 continue
             gate = None
             if node.stage.kind == "sink":
-                held = session.held[node.stage.name]
-                gate = Gate(node.stage.name, held, names={}, keeps_provenance=keeps_provenance(node.stage))
+                name, held = node.stage.name, session.held[node.stage.name]
+                kind = Gate if held is None or name in lane.sinks else _Shut
+                gate = kind(name, held, names={}, keeps_provenance=keeps_provenance(node.stage))
             nodes.append(Node(node.number, session.assembly.operators[node.number], members, gate=gate))
             for edge in plan.edges_to(node.number):
                 leaving = session.assembly.exits[edge]

@@ -34,8 +34,8 @@ class GraphJob:
     edges: list[Any] = field(default_factory=list)
     dlq: Options | None = None
     name: str = "job"
-    settings: str | None = None
-    """A conveyord.toml, if there is to be one."""
+    settings: str = ""
+    """The conveyord.toml."""
 
     def __post_init__(self) -> None:
         self.input = self.home / "in"
@@ -43,19 +43,18 @@ class GraphJob:
         self.input.mkdir(parents=True, exist_ok=True)
 
     def write(self, **spec: Any) -> Path:
-        """The pipeline file, written anew. JSON is YAML. spec: more keys of the specification."""
+        """The pipeline file, written anew as are the settings. JSON is YAML. spec: more keys of the specification."""
         path = self.home / f"{self.name}.yaml"
         body = {"sources": self.sources, "transforms": self.transforms, "sinks": self.sinks, "edges": self.edges}
         dlq = {} if self.dlq is None else {"dlq": self.dlq}
         text = json.dumps({**{key: part for key, part in body.items() if part}, **dlq, **spec})
         path.write_text(f"{HEAD}metadata: {json.dumps({'name': self.name})}\nspec: {text}\n", encoding="utf-8")
+        (self.home / "conveyord.toml").write_text(self.settings, encoding="utf-8")
         return path
 
     def start(self, *flags: str | Path) -> Running:
         """Run it, and with it other files among `flags`."""
         fixed = [str(CONVEYORD), "run", str(self.write()), "--data-dir", str(self.data_dir), "-o", "json"]
-        if self.settings is not None:
-            (self.home / "conveyord.toml").write_text(self.settings, encoding="utf-8")
         return Running([*fixed, "--log-level", "debug", *map(str, flags)], self.home)
 
     def run(self, *flags: str | Path) -> Ended:

@@ -209,7 +209,7 @@ class TableFiles:
             return connection.execute(query).fetchall()
 
     def ids(self, column: str = "id") -> list[int]:
-        if self.metadata_location() is None or self.snapshot_id() is None:
+        if self.snapshot_id() is None or not list(self.static_table().scan().plan_files()):
             return []
         return [row[0] for row in self.sql(f'SELECT "{column}" FROM t ORDER BY 1')]
 

@@ -39,7 +39,16 @@ def data_file(data_dir: Path, table: str) -> Path:
 
 def test_a_sound_table_is_judged_by_its_fence(call: Any, lake: Path) -> None:
     report = audit(call, lake / "conveyord-data", "lake.plain")
-    figures = {"batch": 1, "rows": 500, "read": 500, "skipped": 0, "filtered": 0, "added": 0, "partitions": 1}
+    figures = {
+        "batch": 1,
+        "rows": 500,
+        "read": 500,
+        "skipped": 0,
+        "filtered": 0,
+        "added": 0,
+        "dead": 0,
+        "partitions": 1,
+    }
     assert report == {
         "table": "lake.plain",
         "rows": 500,

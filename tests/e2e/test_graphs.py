@@ -89,6 +89,7 @@ def test_two_sources_into_one_table_each_go_on_from_their_own_fence(tmp_path: Pa
     assert sources == [("in", 3500), ("other", 1500)]
 
 
+@pytest.mark.check
 def test_a_meeting_of_two_sources_survives_a_kill(tmp_path: Path) -> None:
     job = two_sources(tmp_path)
     running = job.start()
@@ -127,6 +128,7 @@ def test_a_diamond_gives_every_row_once_whatever_its_way(tmp_path: Path) -> None
     job.table("one").audit()
 
 
+@pytest.mark.check
 def test_a_row_that_goes_both_ways_of_a_diamond_arrives_twice_by_design(tmp_path: Path) -> None:
     job = GraphJob(
         tmp_path,
@@ -142,8 +144,16 @@ def test_a_row_that_goes_both_ways_of_a_diamond_arrives_twice_by_design(tmp_path
 # ------------------------------------------------------------------ sinks that are not equally far
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
-@pytest.mark.parametrize("on_slow", ["block", "spill"])
+@pytest.mark.parametrize(
+    ("number", "on_slow"),
+    [
+        (signal.SIGKILL, "block"),
+        pytest.param(signal.SIGKILL, "spill", marks=pytest.mark.check),
+        pytest.param(signal.SIGTERM, "block", marks=pytest.mark.check),
+        (signal.SIGTERM, "spill"),
+    ],
+    ids=["killed-block", "killed-spill", "stopped-block", "stopped-spill"],
+)
 def test_each_sink_goes_on_from_where_it_is(tmp_path: Path, number: signal.Signals, on_slow: str) -> None:
     sinks = [sink("quick", commit=OFTEN, provenance=True), sink("last", commit={"rows": 10**6, "every": "1h"})]
     edges: list[Any] = [["in", "quick"], {"from": "in", "to": "last", "on_slow": on_slow}]
@@ -215,6 +225,7 @@ def test_of_two_pipelines_that_share_a_source_one_fails_and_the_other_ends_well(
     assert [one["rows_in"] for one in first.run(second.write()).summary] == [0, 0]
 
 
+@pytest.mark.check
 def test_pipelines_that_ran_together_go_on_alone(tmp_path: Path) -> None:
     first, second = sharing(tmp_path)
     second.transforms[1]["query"] = "SELECT id, 1 AS n FROM input_data"
@@ -259,7 +270,7 @@ def test_a_source_that_was_renamed_is_refused_with_its_former_name(tmp_path: Pat
     job.hold(one=range(10))
 
 
-@pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "after a run"])
+@pytest.mark.parametrize("fresh", [True, pytest.param(False, marks=pytest.mark.check)], ids=["fresh", "after a run"])
 def test_a_dry_run_moves_nothing(tmp_path: Path, fresh: bool) -> None:
     job = conditions(tmp_path)
     job.dlq = {"sink": "dead"}

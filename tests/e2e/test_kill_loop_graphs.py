@@ -100,9 +100,7 @@ def poisoned(home: Path) -> Shape:
     edges = [["in", "calc"], {"from": "calc", "to": "quick", "when": f"{fails_too} = 0"}]
     edges += [{"from": "calc", "to": "slow", "otherwise": True, "on_slow": "spill"}]
     sinks = [sink("quick", **QUICK), sink("slow", **SLOW), sink("dead", commit={"rows": 3, "every": "0.1s"})]
-    job = GraphJob(
-        home, sources=[SMALL_BATCHES], transforms=[calc], sinks=sinks, edges=edges, dlq={"sink": "dead"}
-    )
+    job = GraphJob(home, sources=[SMALL_BATCHES], transforms=[calc], sinks=sinks, edges=edges, dlq={"sink": "dead"})
     return Shape(
         job,
         PoisonLoad(job),
@@ -162,17 +160,17 @@ def check(shape: Shape) -> None:
         job.table("dead").audit()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [pytest.param("speeds", marks=pytest.mark.check), "spill", "poison"])
 def test_every_row_is_at_every_sink_once_after_a_few_kills(tmp_path: Path, shape: str) -> None:
     kill_loop(SHAPES[shape](tmp_path), kills=3, records=12_000, files=3)
 
 
 @pytest.mark.check
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("shape", "kills"), [("speeds", 15), ("spill", 15), ("poison", 20)])
+@pytest.mark.parametrize(("shape", "kills"), [("speeds", 20), ("spill", 18), ("poison", 12)])
 def test_every_row_is_at_every_sink_once_after_many_kills(tmp_path: Path, shape: str, kills: int) -> None:
-    done = kill_loop(SHAPES[shape](tmp_path), kills=kills, records=60_000, files=6)
-    assert shape == "speeds" or done["kills with frames left"]
+    done = kill_loop(SHAPES[shape](tmp_path), kills=kills, records=40_000, files=6)
+    assert shape != "spill" or done["kills with frames left"]
     assert shape != "poison" or done["kills with letters"]
 
 

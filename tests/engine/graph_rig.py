@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
@@ -78,13 +79,14 @@ class World:
     reads: Counter[str] = field(default_factory=Counter)
     """How often each source was started."""
     on_commit: Callable[[], None] = lambda: None
+    watchers: list[Callable[[], None]] = field(default_factory=list)
+    """Called after every commit of any sink."""
 
     def kept(self, pipeline: str, sink: str) -> Kept:
         return self.sinks.setdefault((pipeline, sink), Kept())
 
     async def pause(self) -> None:
-        if self.delays is not None:
-            await trio.sleep(self.delays.choice([0, 0, 0.01, 0.1, 1.0]))
+        await trio.sleep(0 if self.delays is None else self.delays.choice([0, 0, 0.01, 0.1, 1.0]))
 
     def registry(self) -> Registry:
         """The installed operators, and those of this file bound to this world."""
@@ -115,9 +117,7 @@ class RowsConfig(OperatorConfig):
     partitions: int = 1
 
 
-SCHEMA = pa.schema(
-    [("n", pa.int64()), ("v", pa.int64()), ("k", pa.string()), ("o", pa.struct([("x", pa.int64())]))]
-)
+SCHEMA = pa.schema([("n", pa.int64()), ("v", pa.int64()), ("k", pa.string()), ("o", pa.struct([("x", pa.int64())]))])
 
 
 def raw_of(row: Row) -> bytes:
@@ -328,6 +328,8 @@ class Keep(Sink):
             rows += batch.data.to_pylist()
         self._kept.positions, self._kept.rows = positions, rows
         self._commits += 1
+        for watcher in self.world.watchers:
+            watcher()
         taken, self._taken = self._taken, []
         for batch in taken:
             batch.ack.settle()
@@ -380,7 +382,7 @@ def pipeline(
 def line(*stages: Stage, name: str = "p", dlq: DeadLetterPolicy | None = DLQ) -> Pipeline:
     """Stages one after the other."""
     names = [each.name for each in stages]
-    return pipeline(stages, zip(names, names[1:], strict=False), name=name, dlq=dlq)
+    return pipeline(stages, pairwise(names), name=name, dlq=dlq)
 
 
 def numbered(count: int, **more: Any) -> list[Row]:
@@ -423,6 +425,7 @@ async def run(
     pipelines = (pipelines,) if isinstance(pipelines, Pipeline) else tuple(pipelines)
     registry, limits = world.registry(), Limits(letter_bytes, None, spill_bytes)
     request = local_run.RunRequest(pipelines, data_dir, capacity, threads, limits)
+    drain = trio.Event() if drain is None else drain
     progress, settings = local_run.progress_of(request, registry), request.settings()
     async with AsyncExitStack() as stack:
         prepared = await prepare(pipelines, registry, settings, limits, progress, stack)
@@ -431,9 +434,7 @@ async def run(
         async with trio.open_nursery() as nursery:
             if watch is not None:
                 nursery.start_soon(watch, prepared)
-            failures = await run_graph(
-                prepared.graph, channel_capacity=capacity, threads=settings.threads, drain=drain or trio.Event()
-            )
+            failures = await run_graph(prepared.graph, channel_capacity=capacity, threads=settings.threads, drain=drain)
             nursery.cancel_scope.cancel()
         local_run._update(prepared, progress)
         # A pipeline that failed does not hold the floor of a source that others go on reading.

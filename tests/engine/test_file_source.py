@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import trio
 from conveyord.core.errors import ConfigError, RecordError
 from conveyord.core.flow.positions import Positions, Span
 from conveyord.core.flow.tally import Tally
-from conveyord.engine.contracts import OperatorContext
+from conveyord.engine.contracts import OperatorContext, Rejected, Source
 from conveyord.engine.messages import Watermark
+from conveyord.engine.origin import Place
 from conveyord.operators.source_file_csv import FileCsvConfig, FileCsvSource
 from conveyord.operators.source_file_jsonl import FileJsonlConfig, FileJsonlSource
 
@@ -29,6 +30,7 @@ class Collector:
     def __init__(self, drain_after: int | None = None) -> None:
         self.batches: list[tuple[pa.RecordBatch, tuple[Span, ...], Tally]] = []
         self.states: list[dict[str, str]] = []
+        self.places: list[Callable[[int], Place] | None] = []
         self.expected_bytes: int | None = None
         self.drain = trio.Event()
         self._drain_after = drain_after
@@ -44,7 +46,9 @@ class Collector:
         *,
         raw_bytes: int,
         states: Mapping[str, str] | None = None,
+        place_of: Callable[[int], Place] | None = None,
     ) -> None:
+        self.places.append(place_of)
         await trio.lowlevel.checkpoint()
         self.states.append(dict(states or {}))
         self.batches.append((data, spans, tally))
@@ -304,3 +308,65 @@ async def test_what_there_is_to_read_is_told_where_it_is_known(tmp_path: Path) -
     assert first.expected_bytes == len(lines(0, 5_000))
     (position,) = first.positions.values()
     assert rest.expected_bytes == len(lines(0, 5_000)) - position.offset
+
+
+# ---------------------------------------------------------------------------- where rows came from
+
+
+class Letters:
+    """Dead letters that stay in memory."""
+
+    def __init__(self) -> None:
+        self.rejected: list[Rejected] = []
+
+    async def put(self, rejected: Sequence[Rejected]) -> None:
+        self.rejected += rejected
+
+
+def records_of(out: Collector) -> list[tuple[int, bytes | None]]:
+    """Offset and bytes of the record of every row, asked of every batch once more than sources are asked."""
+    found = []
+    for (data, _, _), place_of in zip(out.batches, out.places, strict=True):
+        assert place_of is not None
+        places = [place_of(row) for row in range(data.num_rows)]
+        found += [(place.record.offset, place.record.raw) for place in places]
+    return found
+
+
+@pytest.mark.parametrize("batch_rows", [7, 65_536])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+async def test_each_row_of_json_lines_knows_its_line(tmp_path: Path, batch_rows: int, suffix: str) -> None:
+    some = [b'{"n":%d,"s":"%s"}' % (n, b"x" * (n % 90)) for n in range(300)]
+    written = [b"not JSON" if n % 17 == 3 else b"  " if n % 23 == 5 else line for n, line in enumerate(some)]
+    content = b"\n".join(written)
+    (tmp_path / f"a.jsonl{suffix}").write_bytes(gzip.compress(content) if suffix else content)
+    letters = Letters()
+    out = await read(tmp_path / "a*", batch_rows=batch_rows, dead_letters=letters)
+    offsets = [sum(len(line) + 1 for line in written[:n]) for n in range(300)]
+    # Blank lines behind a record come with it.
+    assert [(at, (raw or b"").rstrip()) for at, raw in records_of(out)] == [
+        (at, line) for at, line in zip(offsets, written, strict=True) if line.strip() and line != b"not JSON"
+    ]
+    assert [(each.place.record.offset, each.place.record.raw) for each in letters.rejected] == [
+        (at, line) for at, line in zip(offsets, written, strict=True) if line == b"not JSON"
+    ]
+
+
+async def test_each_row_of_csv_knows_its_record_and_can_be_read_from_it_alone(tmp_path: Path) -> None:
+    header = b"n,s,t\r\n"
+    records = [b'%d,"one\r\ntwo ""%d""",x\r\n' % (n, n) if n % 3 else b"%d,plain,y\r\n" % n for n in range(60)]
+    records[7] = b"1,2,3,4,5\r\n"
+    (tmp_path / "a.csv").write_bytes(header + b"".join(records))
+    letters, out = Letters(), Collector()
+    context = OperatorContext("default/p", "source", tmp_path, trio.CapacityLimiter(1), dead_letters=letters)
+    config = FileCsvConfig(path=str(tmp_path / "a.csv"), batch_rows=9)
+    made: Source = FileCsvSource(config, context)
+    await made.run(out, fences=(Positions(),), drain=out.drain)
+    offsets = [len(header) + sum(map(len, records[:n])) for n in range(60)]
+    found = records_of(out)
+    assert [at for at, _ in found] == [at for n, at in enumerate(offsets) if n != 7]
+    assert [each.place.record.offset for each in letters.rejected] == [offsets[7]]
+    for (_, raw), row in zip(found, out.rows, strict=True):
+        assert raw is not None
+        state = out.states[-1].get("source")
+        assert made.decode(raw, state).to_pylist() == [row]

@@ -1,191 +1,223 @@
-"""How stages end: Eos drains what follows, a failure stops what precedes, nothing hangs."""
+"""How stages end: Eos drains what follows, a failure stops what precedes, others go on, nothing hangs."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
-import pyarrow as pa
 import pytest
 import trio
 from trio.testing import MockClock
 
-from conveyord.core.errors import BatchError, RecordError, StorageFull
-from conveyord.core.flow.positions import Partition, Positions, Span
-from conveyord.core.flow.tally import Tally
-from conveyord.engine.contracts import (
-    BatchTransform,
-    OperatorConfig,
-    OperatorContext,
-    Outlet,
-    Sink,
-    SinkReport,
-    Source,
+from conveyord.core.flow.positions import Partition
+from conveyord.core.pipeline.graph import DeadLetterPolicy, Edge, Pipeline
+from conveyord.engine.preparation import Prepared
+from tests.engine.graph_rig import (
+    DLQ,
+    RETRY,
+    World,
+    line,
+    numbered,
+    pipeline,
+    run,
+    run_now,
+    sink,
+    source,
+    transform,
 )
-from conveyord.engine.graph import LinearGraph, run_linear
-from conveyord.engine.messages import Batch, Eos, Message, Watermark
-from conveyord.engine.outlet import TrackedOutlet
-from conveyord.engine.summary import RunProgress
 
-A = Partition("source", "a")
+P0 = Partition("in", "p0")
 
 
-class Counting(Source):
-    """Sends `batches` batches of one row and a watermark after each, then fails if told to."""
-
-    Config = OperatorConfig
-    batches = 10
-    error: Exception | None = None
-    sent = 0
-
-    async def run(self, out: Outlet, *, fences: tuple[Positions, ...], drain: trio.Event) -> None:
-        while self.sent < self.batches and not drain.is_set():
-            data = pa.record_batch({"n": [self.sent]})
-            await out.send(data, (Span(A, self.sent, self.sent + 1),), Tally(read=1), raw_bytes=1)
-            await out.watermark(Watermark(self.sent))
-            self.sent += 1
-        if self.error:
-            raise self.error
+def arrived(world: World, name: str = "out", pipe: str = "default/p") -> list[int]:
+    return [row["n"] for row in world.kept(pipe, name).rows]
 
 
-class FailingAt(BatchTransform):
-    """Passes batches on until one holds `at`."""
-
-    Config = OperatorConfig
-    at: int | None = None
-
-    def apply(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        if data["n"][0].as_py() == self.at:
-            raise BatchError("cannot go on")
-        return data
-
-
-class Keeping(Sink):
-    """Keeps everything, settles at once, and fails when it holds `full_at` rows."""
-
-    Config = OperatorConfig
-    delivery = "at-least-once"
-    full_at: int | None = None
-
-    def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
-        super().__init__(config, context)
-        self.rows: list[int] = []
-        self.fifth_row = trio.Event()
-        self.watermarks: list[int] = []
-        self.ended = False
-
-    async def open(self) -> Positions:
-        return Positions()
-
-    async def run(self, inbound: trio.MemoryReceiveChannel[Message]) -> None:
-        async for message in inbound:
-            match message:
-                case Batch():
-                    self.taken += message.tally
-                    self.rows.append(message.data["n"][0].as_py())
-                    if len(self.rows) == 5:
-                        self.fifth_row.set()
-                    if len(self.rows) == self.full_at:
-                        raise StorageFull("disk full")
-                    message.ack.settle()
-                case Watermark():
-                    self.watermarks.append(message.micros)
-                case Eos():
-                    self.ended = True
-                    return
-
-    def report(self) -> SinkReport:
-        return SinkReport(self.context.stage, len(self.rows), 0, 0)
-
-
-class Run:
-    """One graph of the operators above, and what came of it."""
-
-    def __init__(self, tmp_path: Path) -> None:
-        def context(stage: str) -> OperatorContext:
-            return OperatorContext("default/p", stage, tmp_path, trio.CapacityLimiter(2))
-
-        self.source = Counting(OperatorConfig(), context("source"))
-        self.transform = FailingAt(OperatorConfig(), context("transform"))
-        self.sink = Keeping(OperatorConfig(), context("sink"))
-        self.drain = trio.Event()
-        self.outlet = TrackedOutlet(RunProgress())
-
-    async def go(self, capacity: int = 2) -> list[tuple[str, str]]:
-        graph = LinearGraph(self.source, (self.transform,), self.sink)
-        with trio.fail_after(5):
-            failures = await run_linear(
-                graph, fences=(Positions(),), outlet=self.outlet.over, channel_capacity=capacity, drain=self.drain
-            )
-        return [(stage, str(error)) for stage, error in failures.by_stage]
+def end(world: World, name: str = "out", pipe: str = "default/p") -> int:
+    """How far a sink has got, in records of 10 bytes."""
+    position = world.kept(pipe, name).positions.get(P0)
+    return 0 if position is None else position.offset // 10
 
 
 @pytest.mark.parametrize("capacity", [1, 8])
-async def test_everything_arrives_in_order_and_is_settled(tmp_path: Path, capacity: int) -> None:
-    run = Run(tmp_path)
-    assert await run.go(capacity) == []
-    assert run.sink.rows == run.sink.watermarks == list(range(10))
-    assert run.sink.ended
-    assert run.outlet.floor[A].offset == 10
-    assert run.outlet.oldest_age_seconds(0) is None
+def test_everything_arrives_in_order_and_is_settled(tmp_path: Path, capacity: int) -> None:
+    world = World({"t": numbered(50)})
+    outcome = run_now(world, line(source(), transform("a", "passthrough"), sink()), tmp_path, capacity=capacity)
+    assert outcome.failed() == []
+    assert arrived(world) == list(range(50))
+    outlet = outcome.node("in").outlet
+    assert outlet is not None
+    assert outlet.floor[P0].offset == 500
+    assert outlet.oldest_age_seconds(0) is None
+    assert world.kept("default/p", "out").positions.states == {"in": "at 50"}
 
 
-async def test_a_failed_source_still_delivers_what_it_sent(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    run.source.error = RecordError("file:11", "not JSON")
-    assert await run.go() == [("source", "file:11: not JSON")]
-    assert run.sink.rows == list(range(10))
-    assert run.sink.ended
+def test_a_failed_source_still_delivers_what_it_sent(tmp_path: Path) -> None:
+    table = numbered(20)
+    table[10]["bad"] = True
+    world = World({"t": table})
+    outcome = run_now(world, line(source(), sink(commit_batches=99), dlq=None), tmp_path)
+    assert outcome.failed() == [("in", "p0:10: bad")]
+    assert arrived(world) == list(range(10))
 
 
-async def test_a_failed_stage_delivers_what_came_before_and_stops_the_source(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    run.source.batches = 1_000_000
-    run.transform.at = 5
-    assert await run.go() == [("transform", "a bytes 5 to 6: cannot go on")]
-    assert run.sink.rows == list(range(5))
-    assert run.sink.ended
-    assert run.source.sent < 20
+def test_a_failed_stage_delivers_what_came_before_and_stops_the_source(tmp_path: Path) -> None:
+    world = World({"t": numbered(10_000)})
+    pipe = line(source(batch_rows=1), transform("a", "brittle", column="n", poison=[5]), sink(), dlq=None)
+    outcome = run_now(world, pipe, tmp_path)
+    assert outcome.failed() == [("a", "p0 bytes 50 to 60: a value is poison")]
+    assert arrived(world) == list(range(5))
+    assert outcome.progress["default/p"].rows_in < 20
 
 
-async def test_a_failed_sink_stops_everything_before_it(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    run.source.batches = 1_000_000
-    run.sink.full_at = 3
-    assert await run.go() == [("sink", "disk full")]
-    assert run.source.sent < 20
-    assert run.outlet.floor[A].offset == 2
+def test_a_failed_sink_stops_everything_before_it(tmp_path: Path) -> None:
+    world = World({"t": numbered(10_000)}, sink_faults={("default/p", "out"): 3})
+    outcome = run_now(world, line(source(batch_rows=1), transform("a", "passthrough"), sink()), tmp_path)
+    assert outcome.failed() == [("out", "disk full")]
+    assert end(world) == 3
+    assert outcome.progress["default/p"].rows_in < 20
 
 
-async def test_a_bug_is_not_swallowed(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    run.source.error = ZeroDivisionError("a bug")
-    with pytest.raises(ZeroDivisionError):
-        await run.go()
-    assert not run.sink.ended
+def test_a_bug_is_not_swallowed_and_nothing_more_is_committed(tmp_path: Path) -> None:
+    world = World({"t": numbered(100)})
+    brittle = transform("a", "brittle", column="n", poison=[50], bug=True)
+    with pytest.raises((ZeroDivisionError, ExceptionGroup)):
+        run_now(world, line(source(), brittle, sink(commit_batches=999)), tmp_path)
+    assert arrived(world) == []
 
 
-async def test_drain_ends_the_run_and_keeps_what_was_read(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    run.source.batches = 1_000_000
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(run.go)
-        await run.sink.fifth_row.wait()
-        run.drain.set()
-    assert run.sink.ended
-    assert run.sink.rows == list(range(run.source.sent))
+async def test_drain_ends_the_run_and_keeps_what_was_read(tmp_path: Path, autojump_clock: MockClock) -> None:
+    world, drain = World({"t": numbered(100_000)}, delays=Random(0)), trio.Event()
+
+    async def stop_soon(prepared: Prepared) -> None:
+        while len(arrived(world)) < 5:
+            await trio.sleep(0.1)
+        drain.set()
+
+    outcome = await run(world, line(source(), sink()), tmp_path, drain=drain, watch=stop_soon)
+    assert outcome.failed() == []
+    assert 5 <= len(arrived(world)) == outcome.progress["default/p"].rows_in < 1_000
+    assert arrived(world) == list(range(end(world)))
 
 
-async def test_a_slow_sink_holds_the_source_back(tmp_path: Path, autojump_clock: MockClock) -> None:
-    run = Run(tmp_path)
-    run.source.batches = 1_000_000
-    send, receive = trio.open_memory_channel[Message](2)
-    async with trio.open_nursery() as nursery:
+async def test_a_cancelled_run_commits_nothing_more_and_the_next_goes_on(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    world = World({"t": numbered(200)}, delays=Random(1))
+    pipe = pipeline(
+        [source(), transform("a", "slow"), sink(), sink("other")], [("in", "a"), ("a", "out"), ("a", "other")]
+    )
+    rounds = 0
+    while end(world) < 200 or end(world, "other") < 200:
+        with trio.move_on_after(10):
+            await run(world, pipe, tmp_path)
+        assert arrived(world) == list(range(end(world)))
+        assert arrived(world, "other") == list(range(end(world, "other")))
+        rounds += 1
+        assert rounds < 100
+    assert rounds > 2
 
-        async def feed() -> None:
-            await run.source.run(run.outlet.over(send), fences=(), drain=run.drain)
 
-        nursery.start_soon(feed)
-        await trio.testing.wait_all_tasks_blocked()
-        assert run.source.sent <= 2
-        nursery.cancel_scope.cancel()
-    receive.close()
+# ---------------------------------------------------------------------------- several branches and pipelines
+
+
+def forked(name: str = "p", dlq: DeadLetterPolicy | None = None, **brittle: object) -> Pipeline:
+    stages = [source(batch_rows=2), transform("a", "brittle", column="n", **brittle), sink("left"), sink("right")]
+    return pipeline(stages, [("in", "a"), ("a", "left"), ("in", "right")], name=name, dlq=dlq)
+
+
+def test_where_one_branch_fails_the_others_finish_what_they_have(tmp_path: Path) -> None:
+    world = World({"t": numbered(1_000)})
+    outcome = run_now(world, forked(poison=[20]), tmp_path)
+    assert [stage for stage, _ in outcome.failed()] == ["a"]
+    assert arrived(world, "left") == list(range(20))
+    right = arrived(world, "right")
+    assert right == list(range(len(right)))
+    assert 20 <= len(right) < 60
+
+
+def test_a_sink_that_fails_leaves_the_other_sink_with_whole_batches(tmp_path: Path) -> None:
+    world = World({"t": numbered(1_000)}, sink_faults={("default/p", "left"): 9}, delays=Random(3))
+    outcome = run_now(world, forked(), tmp_path)
+    assert outcome.failed() == [("left", "disk full")]
+    assert arrived(world, "left") == list(range(8))
+    assert end(world, "right") == len(arrived(world, "right")) >= 8
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_pipeline_that_fails_leaves_the_one_it_shares_a_source_with_unharmed(tmp_path: Path, seed: int) -> None:
+    world = World({"t": numbered(200)}, delays=Random(seed))
+    outcome = run_now(world, [forked("bad", poison=[20]), forked("good")], tmp_path)
+    assert world.reads == {"in": 1}
+    assert [stage for stage, _ in outcome.failed("default/bad")] == ["a"]
+    assert outcome.failed("default/good") == []
+    for name in ("left", "right"):
+        assert arrived(world, name, "default/good") == list(range(200))
+    assert arrived(world, "left", "default/bad") == list(range(20))
+
+
+@pytest.mark.parametrize("when", ["1 / (n - 20) > -9", "nowhere = 1"])
+def test_a_condition_that_fails_ends_its_own_pipeline_only(tmp_path: Path, when: str) -> None:
+    """It ended every pipeline that reads the same source."""
+    world = World({"t": numbered(100)})
+    bad = pipeline([source(), sink()], [Edge("in", "out", when=when)], name="bad", dlq=None)
+    good = pipeline([source(), sink()], [("in", "out")], name="good", dlq=None)
+    outcome = run_now(world, [bad, good], tmp_path)
+    assert [stage for stage, _ in outcome.failed("default/bad")] == ["in"]
+    assert outcome.failed("default/good") == []
+    assert arrived(world, pipe="default/good") == list(range(100))
+    assert len(arrived(world, pipe="default/bad")) <= 20
+
+
+# ---------------------------------------------------------------------------- what may pass is tried again
+
+
+def test_a_source_goes_on_where_it_was_after_each_failure(tmp_path: Path) -> None:
+    """Neither a gap nor a row twice: a sink would refuse both."""
+    world = World({"t": numbered(30)}, source_faults={"in": [2, 9, 9, 9, 12]}, delays=Random(0))
+    outcome = run_now(world, line(source(partitions=2), sink(commit_batches=2)), tmp_path)
+    assert outcome.failed() == []
+    assert sorted(arrived(world)) == list(range(30))
+    assert world.reads["in"] == 6
+
+
+@pytest.mark.parametrize(("failures", "passes"), [(3, True), (4, False)])
+def test_a_source_is_tried_again_as_often_as_its_pipeline_says(tmp_path: Path, failures: int, passes: bool) -> None:
+    world = World({"t": numbered(30)}, source_faults={"in": [8] * failures})
+    outcome = run_now(world, line(source(), sink(), dlq=DeadLetterPolicy(max_retries=3, retry=RETRY)), tmp_path)
+    assert outcome.failed() == ([] if passes else [("in", "record 8 is away")])
+    assert arrived(world) == list(range(30 if passes else 8))
+
+
+@pytest.mark.parametrize(("failures", "passes"), [(3, True), (4, False)])
+@pytest.mark.parametrize("dlq", [DLQ, None])
+def test_a_transform_is_tried_again_as_often_as_its_pipeline_says(
+    tmp_path: Path, failures: int, passes: bool, dlq: DeadLetterPolicy | None
+) -> None:
+    world = World({"t": numbered(30)})
+    away = transform("a", "brittle", column="n", away=list(range(8, 12)), away_times=failures if passes else 999)
+    outcome = run_now(world, line(source(), away, sink(), dlq=dlq), tmp_path)
+    assert outcome.failed() == ([] if passes else [("a", "what the stage needs is away")])
+    assert arrived(world) == list(range(30 if passes else 8))
+    assert outcome.letters == []
+
+
+async def test_waits_between_attempts_grow_and_are_bounded(tmp_path: Path, autojump_clock: MockClock) -> None:
+    policy = DeadLetterPolicy(max_retries=200, retry=RETRY)
+    world = World({"t": numbered(4)}, source_faults={"in": [0] * 200})
+    before = trio.current_time()
+    outcome = await run(world, line(source(), sink(), dlq=policy), tmp_path)
+    assert outcome.failed() == []
+    assert 20 < trio.current_time() - before < 200 * RETRY.cap_seconds
+
+
+async def test_drain_ends_the_wait_for_the_next_attempt(tmp_path: Path, autojump_clock: MockClock) -> None:
+    policy = DeadLetterPolicy(max_retries=10**6, retry=RETRY)
+    world, drain = World({"t": numbered(4)}, source_faults={"in": [0] * 10**5}), trio.Event()
+
+    async def stop_soon(prepared: Prepared) -> None:
+        await trio.sleep(5)
+        drain.set()
+
+    outcome = await run(world, line(source(), sink(), dlq=policy), tmp_path, drain=drain, watch=stop_soon)
+    assert len(outcome.failed()) <= 1

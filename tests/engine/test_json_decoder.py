@@ -237,3 +237,10 @@ def test_a_key_that_cannot_name_a_column_makes_a_bad_record(key: str) -> None:
     decoded = decoder.decode(block, decoder.infer(block, None), None)
     assert [(bad.code, bad.row) for bad in decoded.bad] == [("BAD_KEY", 1)]
     assert decoded.data.to_pylist() == [{"a": 1}, {"a": 3}]
+
+
+def test_lists_of_nulls_are_read_though_the_reader_counts_them_wrong() -> None:
+    """pyarrow makes fewer values than its offsets span, and the decoder crashed."""
+    schema = {"n": pa.int64(), "a": pa.list_(pa.null())}
+    rows = [{"n": 1, "a": [None, None, None]}, {"n": 2, "a": [None]}, {"n": 3, "a": []}, {"n": 4}]
+    assert decoded(schema, *(json.dumps(row) for row in rows)) == rows

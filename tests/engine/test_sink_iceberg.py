@@ -42,10 +42,14 @@ def open_files(data_dir: Path) -> set[str]:
 
 
 async def ended(sink: IcebergSink, *messages: Message) -> None:
+    """Run an open sink and close it, as the engine does."""
     send, receive = trio.open_memory_channel[Message](len(messages) + 1)
     for message in messages:
         await send.send(message)
-    await sink.run(receive)
+    try:
+        await sink.run(receive)
+    finally:
+        await sink.close()
 
 
 async def test_a_sink_that_ends_closes_its_ledger_and_its_catalog(tmp_path: Path) -> None:
@@ -81,6 +85,8 @@ async def test_a_sink_that_cannot_open_its_table_closes_its_files(tmp_path: Path
     await first.open()
     await ended(first, batch(pa.record_batch({"n": [1]})), Eos())
     (tmp_path / "former").rename(tmp_path / "now")
+    sink = sink_in(tmp_path / "now")
     with pytest.raises(Refused, match="moved here from"):
-        await sink_in(tmp_path / "now").open()
+        await sink.open()
+    await sink.close()
     assert open_files(tmp_path) == set()

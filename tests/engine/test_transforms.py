@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from pydantic import ValidationError
 from conveyord.core.errors import BatchError, ConfigError
 from conveyord.core.flow.positions import Partition, Span
 from conveyord.core.flow.tally import Tally
-from conveyord.engine.contracts import BatchTransform, OperatorContext, Transform
+from conveyord.engine.batch_transform import BatchTransform
+from conveyord.engine.contracts import OperatorContext, Transform
 from conveyord.engine.messages import Ack, Batch, Eos, Message, Watermark
 from conveyord.operators.transform_filter import FilterTransform
 from conveyord.operators.transform_json_flatten import JsonFlattenTransform
@@ -28,9 +30,13 @@ from conveyord.operators.transform_sql_transform import SqlTransform
 QUAKES = Path(__file__).parents[2] / "examples" / "data" / "earthquakes.jsonl"
 
 
-def made(operator: type[Transform], **options: Any) -> Any:
+def made(operator: type[Transform], listened: frozenset[str] = frozenset(), **options: Any) -> Any:
     context = OperatorContext(
-        pipeline="default/test", stage="stage", data_dir=Path("unused"), threads=trio.CapacityLimiter(1)
+        pipeline="default/test",
+        stage="stage",
+        data_dir=Path("unused"),
+        threads=trio.CapacityLimiter(1),
+        listened=listened,
     )
     return operator(operator.Config(**options), context)
 
@@ -44,15 +50,26 @@ def message(data: pa.RecordBatch) -> Batch:
     return Batch(data, (span,), Tally(read=data.num_rows), Ack(lambda: None))
 
 
+class Taken:
+    """An outbound that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.extra: list[dict[str, Batch]] = []
+
+    async def send(self, message: Message, extra: Mapping[str, Batch] | None = None) -> None:
+        self.messages.append(message)
+        self.extra.append(dict(extra or {}))
+
+
 async def through(transform: Transform, *messages: Message) -> list[Message]:
     """What comes out when `messages` and the end of the stream go in."""
     into, inbound = trio.open_memory_channel[Message](len(messages) + 1)
-    outbound, out_of = trio.open_memory_channel[Message](len(messages) + 1)
     for each in (*messages, Eos()):
         into.send_nowait(each)
-    await transform.run(inbound, outbound)
-    outbound.close()
-    return [each async for each in out_of]
+    taken = Taken()
+    await transform.run(inbound, taken)
+    return taken.messages
 
 
 DATA = rows({"a": 1, "s": "x"}, {"a": 2, "s": None}, {"a": None, "s": "z"})
@@ -109,6 +126,22 @@ FILTER: BatchTransform = made(FilterTransform, when="a > 0 OR s = 'b'")
 
 def test_filter_returns_the_batch_itself_if_all_rows_stay() -> None:
     assert made(FilterTransform, when="a IS NULL OR a > 0 -- always").apply(DATA) is DATA
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(-3, 3)), max_size=9))
+def test_the_output_dropped_has_exactly_the_rows_that_do_not_stay(values: list[int | None]) -> None:
+    data = pa.record_batch({"a": pa.array(values, pa.int64()), "n": pa.array(range(len(values)), pa.int64())})
+    transform = made(FilterTransform, listened=frozenset({"dropped"}), when="a > 0")
+    kept, others = transform.apply_all(data)
+    dropped = others["dropped"]
+    assert kept.schema == dropped.schema == data.schema
+    assert sorted(kept["n"].to_pylist() + dropped["n"].to_pylist()) == list(range(len(values)))
+    assert all(value is not None and value > 0 for value in kept["a"].to_pylist())
+    assert dropped["n"].to_pylist() == sorted(dropped["n"].to_pylist())
+
+
+def test_what_nobody_listens_to_is_not_made() -> None:
+    assert made(FilterTransform, when="a > 1").apply_all(DATA)[1] == {}
 
 
 @pytest.mark.parametrize(

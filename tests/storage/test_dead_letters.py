@@ -443,3 +443,42 @@ def test_a_letter_that_is_dropped_once_it_was_copied_gets_its_id_again(data_dir:
         assert store.drop(PIPELINE, [2], copied_to=0) == 1, "its copies are gone, so it comes as a new one"
         store.put([letter(20), letter(10)], 5)
         assert all(each.id > 3 for each in store.select(EVERYTHING))
+
+
+def test_letters_of_a_store_that_was_lost_get_ids_above_those_that_were_copied(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        assert store.drop(PIPELINE, [], copied_to=70) == 0
+        store.put([letter(10)], 1)
+        assert store.drop(PIPELINE, [], copied_to=3) == 0
+        store.put([letter(20)], 2)
+        assert [each.id for each in store.newer_than(PIPELINE, 70, 10)] == [71, 72]
+
+
+def test_a_letter_is_for_the_sinks_it_came_with_until_another_failure_adds_some(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(10, sinks=frozenset({"b"})), letter(20)], 1)
+        store.put([letter(10, sinks=frozenset({"a"}))], 2)
+        assert store.get(1).letter.sinks == {"a", "b"}
+        store.restrict({2: {"c"}})
+        assert store.get(2).letter.sinks == {"c"}
+        store.queue_replay(PIPELINE, EVERYTHING, above=40)
+        assert [number for number, _ in store.queued(PIPELINE, 0, 10)] == [41, 42]
+        assert store.settle_replays(PIPELINE, 42, 3, Selection(ids=(1,))) == 1
+        store.put([letter(10, sinks=frozenset({"d"})), letter(20)], 4)
+        assert (store.get(1).letter.sinks, store.get(2).letter.sinks) == ({"d"}, None)
+
+
+def test_another_row_for_other_sinks_does_not_take_a_letters_place(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(10, row=b"first", sinks=frozenset({"a"}))], 1)
+        store.put([letter(10, row=b"second", sinks=frozenset({"b"}))], 2)
+        found = {stored.letter.row: stored.letter.sinks for stored in store.select(EVERYTHING)}
+        assert found == {b"first": {"a"}, b"second": {"b"}}
+
+
+def test_letters_whose_records_are_read_again_are_not_counted_as_purged(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(10), letter(20)], 1)
+        store.drop(PIPELINE, [1], copied_to=0)
+        store.purge(EVERYTHING)
+        assert (store.counters().read_again, store.counters().purged) == (1, 1)

@@ -63,7 +63,10 @@ def test_a_relative_data_dir_is_taken_from_the_file(tmp_path: Path) -> None:
     ("text", "sentence"),
     [
         ("[run]\nthread = 2\n", r"c\.toml:2: unknown key 'run\.thread'; did you mean 'threads'\?"),
-        ("zzz = 2\n", r"c\.toml:1: unknown key 'zzz'; the keys here are data_dir, run, log, spill, dead_letters, catalogs"),
+        (
+            "zzz = 2\n",
+            r"c\.toml:1: unknown key 'zzz'; the keys here are data_dir, run, log, spill, dead_letters, catalogs",
+        ),
         (
             "[run]\n\nchannel_capacity = 0\n",
             r":3: run\.channel_capacity must be greater than or equal to 1, got 0",

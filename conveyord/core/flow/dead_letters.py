@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 
 from conveyord.core.flow.positions import Partition
 
+PARTS_PER_LETTER = 1 << 24
+"""Parts from here on are a letter's id times this, plus the number of a row that it became when it was replayed:
+rows are not numbered then as they were when the record was read. No record is made into so many rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class LetterKey:

@@ -76,7 +76,10 @@ def finish(array: pa.Array, shape: Shape) -> pa.Array | None:
             missing = array.is_null() if array.null_count else None
             return pa.StructArray.from_arrays(children, fields=fields, mask=missing)
         case Kind.LIST:
-            values = finish(array.values, shape.items)
+            if array.type.value_type == pa.null():  # pyarrow's reader makes the values of a list of nulls too few
+                values = pa.nulls(array.offsets[-1].as_py(), type_of_shape(shape.items))
+            else:
+                values = finish(array.values, shape.items)
             if values is None:
                 return None
             missing = array.is_null() if array.null_count else None

@@ -15,6 +15,7 @@ from conveyord.storage.dead_letters.index import DIRECTORY, INDEX_FILE
 from conveyord.storage.dead_letters.letters import EVERYTHING, Counters, Group, Selection, StoredLetter
 from conveyord.storage.dead_letters.segments import DamagedFrame, Payload, Place, read_payload
 
+LOOKS_MAX = 100  # moved so often while it is looked for: then something else is wrong
 PAGE_LETTERS = 256  # read at a time by `select`, with their payloads
 
 COLUMNS = (
@@ -139,12 +140,14 @@ class LetterQueries:
         return rows[0] if rows else None
 
     def _loaded(self, row: Row) -> StoredLetter:
-        """The letter of a row with its payload. The writer may move that meanwhile, so a second look is taken."""
+        """The letter of a row with its payload. The writer may move that meanwhile, so it is looked for again."""
         letter = self._load_once(row)
-        if letter.damage is None:
-            return letter
-        again = self._row(letter.id)
-        return letter if again is None or again == row else self._load_once(again)
+        for _ in range(LOOKS_MAX):
+            again = self._row(letter.id) if letter.damage is not None else None
+            if again is None or again == row:
+                break
+            row, letter = again, self._load_once(again)
+        return letter
 
     def _load_once(self, row: Row) -> StoredLetter:
         if row[16] is None:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from conveyord.core.errors import ConfigError, Refused, StorageFull
-from conveyord.core.flow.dead_letters import DeadLetter
+from conveyord.core.flow.dead_letters import PARTS_PER_LETTER, DeadLetter
 from conveyord.core.units import format_bytes
 from conveyord.storage.dead_letters.index import exists
 from conveyord.storage.dead_letters.letters import EVERYTHING, Selection
@@ -39,6 +39,19 @@ ON CONFLICT (pipeline, source, "partition", "offset", stage, part) DO UPDATE SET
     segment = excluded.segment, position = excluded.position, length = excluded.length, crc = excluded.crc
 """
 
+# Where an earlier stage of a record with several rows was mended, a later one numbers its rows in another way: then
+# the letter of one row would take the place of another's, which is for other sinks.
+ASIDE = f"""
+UPDATE letters SET part = id * {PARTS_PER_LETTER}
+WHERE (pipeline, source, "partition", "offset", stage, part) = (?1, ?2, ?3, ?4, ?5, ?6) AND state = 'dead'
+    AND sinks IS NOT NULL AND ?12 IS NOT NULL AND (length, crc) <> (?15, ?16)
+"""  # noqa: S608 - ours
+
+SETTLE = """
+UPDATE letters SET state = 'replayed', sequence = NULL, last_micros = :at,
+    segment = NULL, position = NULL, length = NULL, crc = NULL
+WHERE pipeline = :of AND sequence <= :up_to AND state = 'queued'
+"""
 
 KEY = 'pipeline, source, "partition", "offset", stage, part'
 
@@ -81,8 +94,8 @@ class DeadLetterStore(LetterQueries):
         """Keep `letters`; all of them are on disk when this returns, or none is promised.
 
         A key that is there already keeps its id and the time of its first failure; code, message and payload
-        are replaced, attempts added up and sinks united. If it was queued or replayed it is dead again, for the
-        sinks it now comes with: it failed again.
+        are replaced, attempts added up and sinks united. Another row for other sinks stays, under another part. A
+        letter that was queued or replayed is dead again, for the sinks it now comes with: it failed again.
         Raises StorageFull, naming the budget, if they do not fit into it.
         """
         if not letters:
@@ -107,16 +120,18 @@ class DeadLetterStore(LetterQueries):
                 )
                 for letter, place in zip(letters, room.append(frames), strict=True)
             ]
+            sql.executemany(ASIDE, rows)
             sql.executemany(UPSERT, rows)
         with suppress(StorageFull):  # `letters` are safe; what the disk lacks is met when more is put
             room.compact(DEAD_SHARE_USUAL, segments_max=1, active=False)
 
     # ---------------------------------------------------------------- replay
 
-    def queue_replay(self, pipeline: str, selection: Selection) -> int:
+    def queue_replay(self, pipeline: str, selection: Selection, *, above: int = 0) -> int:
         """Give every letter of `pipeline` that is dead and selected the next sequence number, by id. Returns how many.
 
-        Sequence numbers of a pipeline start at 1, only grow and are never given again.
+        Sequence numbers of a pipeline start at 1, only grow and are never given again. above: a number that a
+        fence holds; those given are higher, even if this store was made anew since.
         """
         room = self._existing()
         if room is None:
@@ -127,7 +142,7 @@ class DeadLetterStore(LetterQueries):
             query = f"SELECT id FROM letters WHERE pipeline = :of AND state = 'dead' AND {where}"  # noqa: S608 - ours
             ids = sorted(letter_id for (letter_id,) in sql.execute(query, values))
             row = sql.execute("SELECT last FROM sequences WHERE pipeline = ?", (pipeline,)).fetchone()
-            last = row[0] if row else 0
+            last = max(row[0] if row else 0, above)
             sql.executemany(
                 "UPDATE letters SET state = 'queued', sequence = ? WHERE id = ?",
                 ((last + number, letter_id) for number, letter_id in enumerate(ids, start=1)),
@@ -149,10 +164,7 @@ class DeadLetterStore(LetterQueries):
         where, values = condition(selection)
         with room.writing() as sql:
             settled = sql.execute(
-                "UPDATE letters SET state = 'replayed', sequence = NULL, last_micros = :at,"
-                " segment = NULL, position = NULL, length = NULL, crc = NULL"
-                f" WHERE pipeline = :of AND sequence <= :up_to AND state = 'queued' AND {where}",  # noqa: S608 - ours
-                {**values, "at": at_micros, "of": pipeline, "up_to": up_to_sequence},
+                f"{SETTLE} AND {where}", {**values, "at": at_micros, "of": pipeline, "up_to": up_to_sequence}
             ).rowcount
             _count(sql, "replayed", settled)
         return settled
@@ -222,14 +234,19 @@ class DeadLetterStore(LetterQueries):
         """Delete letters of `pipeline` whose records are read again. Returns how many.
 
         copied_to: the highest id that was copied elsewhere. A letter up to there gets the same id again when its
-        key comes back, so that whoever copies by id makes no second copy.
+        key comes back, so that whoever copies by id makes no second copy. Other letters get ids above it, even if
+        this store was made anew since.
         """
-        room = self._existing()
+        room = self._room() if copied_to else self._existing()
         if room is None:
             return 0
         where, values = condition(Selection(pipeline=pipeline, ids=tuple(ids)))
         values["copied_to"] = copied_to
         with room.writing() as sql:
+            if not sql.execute(
+                "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'letters'", (copied_to,)
+            ).rowcount:
+                sql.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('letters', ?)", (copied_to,))
             sql.execute("DELETE FROM copied WHERE pipeline = :pipeline AND id > :copied_to", values)
             kept = f"SELECT id, {KEY} FROM letters WHERE id <= :copied_to AND {where}"  # noqa: S608 - ours
             sql.execute(f"INSERT OR REPLACE INTO copied (id, {KEY}) {kept}", values)
