@@ -78,20 +78,23 @@ class BatchTransform(Transform):
 
     async def _mapped(self, batch: Batch) -> tuple[Mapped, frozenset[int]]:
         """What becomes of a batch, and which of its rows became dead letters."""
-        retries = self.context.retries
+        retries, letters = self.context.retries, self.context.dead_letters
         try:
             mapped, _ = await retries.run(lambda: self.context.in_thread(self._applied, batch.data))
         except SUSPECT as error:
-            if self.context.dead_letters is None or not await self._is_row_wise(batch.data):
-                if isinstance(error, Retryable):
-                    raise
-                raise BatchError(f"{place_of(batch)}: {error}") from error
-            salvaged = await self.context.in_thread(salvage, self._applied, batch.data, error)
-            attempts = 1 + retries.count_max if isinstance(error, Retryable) else 1
-            await self.context.dead_letters.put(await rejections(self.context, batch, salvaged, attempts=attempts))
-            bad = frozenset(poison.row for poison in salvaged.poison)
-            return await self.context.in_thread(self._joined, salvaged, batch.data), bad
-        return mapped, frozenset()
+            failure = error
+        else:
+            return mapped, frozenset()
+        is_outage = isinstance(failure, Retryable)
+        if letters is None or not await self._is_row_wise(batch.data):
+            if is_outage:
+                raise failure
+            raise BatchError(f"{place_of(batch)}: {failure}") from failure
+        salvaged = await self.context.in_thread(salvage, self._applied, batch.data, failure)
+        attempts = 1 + retries.count_max if is_outage else 1
+        await letters.put(await rejections(self.context, batch, salvaged, attempts=attempts))
+        bad = frozenset(poison.row for poison in salvaged.poison)
+        return await self.context.in_thread(self._joined, salvaged, batch.data), bad
 
     def _applied(self, data: pa.RecordBatch) -> Mapped:
         """`apply_all`, which stages after this one also call, to find out where a row came from."""

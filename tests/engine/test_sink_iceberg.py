@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,10 +47,9 @@ async def ended(sink: IcebergSink, *messages: Message) -> None:
     send, receive = trio.open_memory_channel[Message](len(messages) + 1)
     for message in messages:
         await send.send(message)
-    try:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(sink.close)
         await sink.run(receive)
-    finally:
-        await sink.close()
 
 
 async def test_a_sink_that_ends_closes_its_ledger_and_its_catalog(tmp_path: Path) -> None:
