@@ -6,6 +6,8 @@ A rule takes one file (its path within the repository and its text) and yields w
 from __future__ import annotations
 
 import ast
+import importlib
+import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -193,6 +195,33 @@ def test_a_core_module_without_a_test_is_caught() -> None:
     tests = "from conveyord.core.flow import acks\nimport conveyord.core.units\n"
     modules = ["conveyord.core.flow.acks", "conveyord.core.units", "conveyord.core.flow.tally"]
     assert _untested(modules, tests) == ["conveyord.core.flow.tally"]
+
+
+def _broken_modules(package: str, folders: list[str]) -> list[str]:
+    """The modules below `package`, itself included, that cannot be imported, each with the reason."""
+    modules = [package, *(found.name for found in pkgutil.walk_packages(folders, f"{package}.", onerror=lambda _: None))]
+    broken = []
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # noqa: BLE001 - whatever a module raises while it is imported, it is broken
+            broken.append(f"{module}: {error}")
+    return broken
+
+
+def test_every_module_can_be_imported() -> None:
+    """A refactoring that is half done must not be committed."""
+    assert _broken_modules("conveyord", [str(ROOT / "conveyord")]) == []
+
+
+def test_a_module_that_cannot_be_imported_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "half_done" / "inner").mkdir(parents=True)
+    (tmp_path / "half_done" / "__init__.py").write_text("")
+    (tmp_path / "half_done" / "moved.py").write_text("from half_done import gone\n")
+    (tmp_path / "half_done" / "inner" / "__init__.py").write_text("raise RuntimeError('at import')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    broken = _broken_modules("half_done", [str(tmp_path / "half_done")])
+    assert [entry.partition(":")[0] for entry in broken] == ["half_done.inner", "half_done.moved"]
 
 
 def _unknown_verbs(text: str, known: set[str]) -> set[str]:

@@ -208,15 +208,15 @@ def edit(
     Opens $EDITOR on the record as it stands in the source, or on the row as JSON if it failed in a
     later stage. No pipeline may run meanwhile.
     """
-    from conveyord.cli.dlq_edit import edited, save
+    from conveyord.cli.dlq_edit import content_of, edited, save
     from conveyord.core.errors import ConfigError
 
     setting = load_setting(config_path, data_dir)
     if set_raw is not None and set_row is not None:
         raise ConfigError("--set-raw and --set-row exclude each other: a letter has one of them to edit")
     stored = find(setting.data_dir, letter_id)
-    raw = None if set_raw is None else set_raw.read()
-    row = None if set_row is None else set_row.read()
+    raw = None if set_raw is None else content_of(set_raw, "--set-raw", letter_id)
+    row = None if set_row is None else content_of(set_row, "--set-row", letter_id)
     if raw is None and row is None:
         with opened_to_change(setting):
             pass  # whoever is refused should know before writing, not after

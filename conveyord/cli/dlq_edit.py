@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def edited(stored: StoredLetter) -> bytes | None:
     """What a person made of a letter's row as JSON, or of its record, in $EDITOR. None if it was left as it is.
 
-    Blocking. Raises Corrupt or Refused if there is nothing to start from.
+    Blocking. Raises Corrupt or Refused if there is nothing to start from, and ConfigError if nothing is left.
     """
     from conveyord.cli.dlq_rows import row_as_object
 
@@ -39,7 +39,22 @@ def edited(stored: StoredLetter) -> bytes | None:
         return None
     if not before.endswith(b"\n"):
         after = after.removesuffix(b"\n")  # editors end a file with one, which the record had not
+    _check_content(after, "what the editor gave back", stored.id)
     return None if after == before else after
+
+
+def content_of(file: BinaryIO, option: str, letter_id: int) -> bytes:
+    """What `file`, which was given with `option`, holds for a letter. Blocking. Raises ConfigError if it is blank."""
+    content = file.read()
+    _check_content(content, f"{option}: {file.name}", letter_id)
+    return content
+
+
+def _check_content(content: bytes, what: str, letter_id: int) -> None:
+    """Raises ConfigError if `content` is blank: sources pass over such a record, so a replay would lose the letter."""
+    if not content.strip():
+        remedy = f"give all of it, or delete the letter with `conveyord dlq purge --id {letter_id}`"
+        raise ConfigError(f"{what} is blank; {remedy}")
 
 
 def save(

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from threading import Lock
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import pyarrow as pa
+import trio
 
 from conveyord.core.errors import BatchError, Retryable
 from conveyord.core.pipeline.graph import MAIN
 from conveyord.engine.contracts import Inbound, OperatorConfig, OperatorContext, Outbound, Rejected, Transform
 from conveyord.engine.messages import Batch, Eos, Watermark
-from conveyord.engine.origin import Place, RecordRef
+from conveyord.engine.origin import Origin, Place, RecordRef, Selection
 from conveyord.engine.poison import SUSPECT, Salvaged, salvage
 from conveyord.engine.schema import fit, merge
-from conveyord.engine.sql import without_views
 
 T = TypeVar("T")
 
@@ -33,6 +33,10 @@ class BatchTransform(Transform):
     What may pass is tried again. With dead letters, the rows that fail for ever are found and set aside,
     if each row of the result depends on one row alone.
     """
+
+    same_count_same_rows: ClassVar[bool] = False
+    """As many rows as before are the same rows, one for one: it drops rows or repeats them, never both. Where a
+    row came from is then found sooner."""
 
     @abstractmethod
     def apply(self, data: pa.RecordBatch) -> pa.RecordBatch:
@@ -65,9 +69,10 @@ class BatchTransform(Transform):
                     (data, extra), bad = await self._mapped(message)
                     traced = message.origin is not None and await self._is_row_wise(message.data)
 
-                    def left_by(output: str, rows: pa.RecordBatch) -> Batch:
-                        step = partial(self._step, output, bad) if traced else None  # noqa: B023 - called at once
-                        return message.with_data(rows, step=step, dead=len(bad))  # noqa: B023
+                    def left_by(output: str, rows: pa.RecordBatch) -> Batch:  # called at once, below
+                        origin = self._origin(message, output, bad, rows) if traced else None  # noqa: B023
+                        dead, stage = len(bad), self.context.stage  # noqa: B023
+                        return message.with_data(rows, origin=origin, dead=dead, stage=stage)  # noqa: B023
 
                     others = {name: left_by(name, rows) for name, rows in extra.items()}
                     await outbound.send(left_by(MAIN, data), others)
@@ -90,7 +95,7 @@ class BatchTransform(Transform):
             if is_outage:
                 raise failure
             raise BatchError(f"{place_of(batch)}: {failure}") from failure
-        salvaged = await self.context.in_thread(salvage, self._applied, batch.data, failure)
+        salvaged = await self.context.in_thread(salvage, self._cancellable, batch.data, failure)
         attempts = 1 + retries.count_max if is_outage else 1
         await letters.put(await rejections(self.context, batch, salvaged, attempts=attempts))
         bad = frozenset(poison.row for poison in salvaged.poison)
@@ -100,6 +105,11 @@ class BatchTransform(Transform):
         """`apply_all`, which stages after this one also call, to find out where a row came from."""
         with self._one_at_a_time:
             return self.apply_all(data)
+
+    def _cancellable(self, data: pa.RecordBatch) -> Mapped:
+        """`_applied`, unless the run was cancelled: a search for poison may take a thousand runs."""
+        trio.from_thread.check_cancelled()
+        return self._applied(data)
 
     async def _is_row_wise(self, data: pa.RecordBatch) -> bool:
         if self._known_row_wise is None or not self._known_row_wise[0].equals(data.schema):
@@ -112,9 +122,18 @@ class BatchTransform(Transform):
         extra = {name: together([more[name] for _, more in pieces]) for name in names}
         return together([main for main, _ in pieces]), extra
 
-    def _step(self, output: str, bad: frozenset[int], data: pa.RecordBatch) -> pa.RecordBatch:
+    def _origin(self, batch: Batch, output: str, bad: frozenset[int], rows: pa.RecordBatch) -> Origin | None:
+        """Where `rows` came from, which left by `output` for those of `batch` that are not `bad`."""
+        origin = batch.origin
+        if origin is not None and bad:
+            origin = origin.through(Selection(kept(batch.data.num_rows, bad)))
+        is_same = self.same_count_same_rows and rows.num_rows == batch.data.num_rows - len(bad)
+        if origin is not None and not is_same:
+            origin = origin.through(partial(self._step, output))
+        return origin
+
+    def _step(self, output: str, data: pa.RecordBatch) -> pa.RecordBatch:
         """What leaves this stage by `output` for rows, those that fail left out."""
-        data = without(bad, data)
         try:
             main, extra = self._applied(data)
         except SUSPECT as error:
@@ -133,15 +152,15 @@ async def rejections(
 ) -> list[Rejected]:
     """The poison rows of a batch, with where each came from. See `Rejected` for the rest."""
 
-    def found() -> list[Rejected]:
-        return [
-            Rejected(
-                row_place(batch, poison.row), poison.error, batch.data.slice(poison.row, 1), attempts, output, members
-            )
-            for poison in salvaged.poison
-        ]
+    def find() -> list[Rejected]:
+        found = []
+        for poison in salvaged.poison:
+            trio.from_thread.check_cancelled()
+            place, row = row_place(batch, poison.row), batch.data.slice(poison.row, 1)
+            found.append(Rejected(place, poison.error, row, attempts, output, members))
+        return found
 
-    return await context.in_thread(found)
+    return await context.in_thread(find)
 
 
 def row_place(batch: Batch, row: int) -> Place:
@@ -155,11 +174,9 @@ def row_place(batch: Batch, row: int) -> Place:
     return Place(RecordRef(first.partition, first.first), row)
 
 
-def without(bad: frozenset[int], data: pa.RecordBatch) -> pa.RecordBatch:
-    """`data`, which may be the beginning of a batch, without the rows of these numbers. Blocking."""
-    if not bad:
-        return data
-    return without_views(data).filter(pa.array([row not in bad for row in range(data.num_rows)], pa.bool_()))
+def kept(rows: int, bad: Collection[int]) -> pa.BooleanArray:
+    """For each of so many rows whether it is not `bad`."""
+    return pa.array([row not in bad for row in range(rows)], pa.bool_())
 
 
 def together(pieces: list[pa.RecordBatch]) -> pa.RecordBatch:

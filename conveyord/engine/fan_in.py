@@ -122,13 +122,13 @@ class FanIn:
                 piece.ack.settle()
 
         data = await trio.to_thread.run_sync(together, [piece.data for piece in pieces], limiter=self._threads)
-        deaths = [piece.tally.dead for piece in pieces]
-        common = min(deaths)  # what died before the branches parted, if one of them lost nothing itself
-        tally = replace(first.tally, filtered=0, added=0, dead=common + sum(dead - common for dead in deaths))
+        deaths = {stage: dead for piece in pieces for stage, dead in piece.deaths.items()}
+        at_source = min(piece.tally.dead - sum(piece.deaths.values()) for piece in pieces)
+        tally = replace(first.tally, filtered=0, added=0, dead=at_source + sum(deaths.values()))
         tally = tally.through(data.num_rows)
         origin = joined([(piece.data, piece.origin) for piece in pieces], data)
         ack = Ack(settle_all, root=first.ack.root)
-        return replace(first, data=data, tally=tally, ack=ack, arrived=tally, origin=origin)
+        return replace(first, data=data, tally=tally, ack=ack, arrived=tally, origin=origin, deaths=deaths)
 
     def end(self, number: int) -> None:
         """An input ended. After the last of them so does the stage's channel.

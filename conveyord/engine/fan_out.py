@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Protocol
 
+import pyarrow as pa
 import trio
 
 from conveyord.core.errors import BatchError, ConveyordError
 from conveyord.core.pipeline.graph import MAIN
-from conveyord.engine.batch_transform import place_of, rejections, without
+from conveyord.engine.batch_transform import kept, place_of, rejections
 from conveyord.engine.contracts import OperatorContext
 from conveyord.engine.failures import Failures
 from conveyord.engine.messages import Batch, Message
+from conveyord.engine.origin import Origin, Selection
 from conveyord.engine.poison import SUSPECT, salvage
 from conveyord.engine.routing import Exit, Masks, Router, chosen
 
@@ -159,8 +160,8 @@ class Branches:
 
         def choose() -> list[tuple[Branch, Message]]:
             pieces: list[tuple[Branch, Message]] = []
-            for number, (branch, mask) in enumerate(zip(branches, masks, strict=True)):
-                piece = batch.with_data(chosen(batch.data, mask), step=router.step(number))
+            for branch, mask in zip(branches, masks, strict=True):
+                piece = batch.with_data(chosen(batch.data, mask), origin=_selected(batch.origin, mask))
                 pieces.append((branch, replace(piece, arrived=piece.tally)))
             return pieces
 
@@ -175,14 +176,21 @@ class Branches:
         except SUSPECT as error:
             if self._context.dead_letters is None:
                 raise BatchError(f"{place_of(batch)}: {error}") from error
-            salvaged = await self._context.in_thread(salvage, router.masks, batch.data, error)
+
+            def masks(data: pa.RecordBatch) -> Masks:
+                trio.from_thread.check_cancelled()
+                return router.masks(data)
+
+            salvaged = await self._context.in_thread(salvage, masks, batch.data, error)
             await self._context.dead_letters.put(
                 await rejections(self._context, batch, salvaged, output=router.output, members=fork.members)
             )
-            leave_out = partial(without, frozenset(poison.row for poison in salvaged.poison))
-            good = await self._context.in_thread(leave_out, batch.data)
-            left = batch.with_data(good, step=leave_out, dead=len(salvaged.poison))
-            return left, await self._context.in_thread(router.masks, good)
+            good = Selection(kept(batch.data.num_rows, {poison.row for poison in salvaged.poison}))
+            data = await self._context.in_thread(good, batch.data)
+            origin = None if batch.origin is None else batch.origin.through(good)
+            stage = f"{self._context.stage} {router.output} {sorted(fork.members)}"
+            left = batch.with_data(data, origin=origin, dead=len(salvaged.poison), stage=stage)
+            return left, await self._context.in_thread(router.masks, data)
 
     async def _deliver(self, pieces: Sequence[tuple[Branch, Message]]) -> None:
         """Send every piece, first where there is room. Branches that nobody listens to are dropped.
@@ -250,3 +258,8 @@ def _forks(branches: Sequence[Branch]) -> list[_Fork]:
     return [
         _Fork(joined, Router([branch.exit for branch in joined]), frozenset(members)) for _, members, joined in groups
     ]
+
+
+def _selected(origin: Origin | None, mask: pa.BooleanArray | None) -> Origin | None:
+    """The origin of the rows that `mask` keeps; of all of them for None."""
+    return origin if origin is None or mask is None else origin.through(Selection(mask))

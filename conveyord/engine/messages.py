@@ -63,18 +63,18 @@ class Batch:
     """Which record each row came from; kept only where dead letters are, and rows can still be told."""
     arrived: Tally = field(default_factory=Tally)
     """The tally with which the batch came to its present stage."""
+    deaths: Mapping[str, int] = field(default_factory=dict)
+    """By stage, how many rows became dead letters there: what branches that meet again have in common."""
 
-    def with_data(
-        self, data: pa.RecordBatch, *, step: Callable[[pa.RecordBatch], pa.RecordBatch] | None = None, dead: int = 0
-    ) -> Batch:
+    def with_data(self, data: pa.RecordBatch, *, origin: Origin | None = None, dead: int = 0, stage: str = "") -> Batch:
         """The same records after a stage made `data` of them.
 
-        step: what the stage did, if each row it gives comes from one row, in order; without it the batch
-        forgets its origin. dead: rows that the stage put into the dead letters instead.
+        origin: of the rows of `data`, if it can be told. dead: rows that `stage` put into the dead letters.
         """
-        tally = self.tally + Tally(dead=dead) if dead else self.tally
-        origin = self.origin.through(step) if self.origin is not None and step is not None else None
-        return replace(self, data=data, tally=tally.through(data.num_rows), origin=origin)
+        tally, deaths = self.tally, self.deaths
+        if dead:
+            tally, deaths = tally + Tally(dead=dead), {**deaths, stage: dead}
+        return replace(self, data=data, tally=tally.through(data.num_rows), origin=origin, deaths=deaths)
 
 
 @dataclass(frozen=True, slots=True)

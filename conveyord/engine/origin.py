@@ -11,10 +11,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from conveyord.core.flow.positions import Partition
+from conveyord.engine.sql import without_views
 
 Step = Callable[[pa.RecordBatch], pa.RecordBatch]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """A step that keeps the rows of a batch for which `mask` is true, as they are."""
+
+    mask: pa.BooleanArray
+
+    def __call__(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """Those of `data`, which is the beginning of the batch."""
+        return without_views(data).filter(self.mask.slice(0, data.num_rows))
+
+    def before(self, row: int) -> int:
+        """The number that row `row` of the result had in the batch."""
+        return int(pc.indices_nonzero(self.mask)[row].as_py())
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +67,15 @@ class Origin:
         return Origin(self.data, self.place_of, (*self.steps, step))
 
     def place(self, row: int) -> Place:
-        """Where row `row` of the result of all steps came from. Blocking: runs the steps some twenty times."""
+        """Where row `row` of the result of all steps came from.
+
+        Blocking. Selections at the end are undone at once; what stands before them is run some twenty times.
+        """
         if not self.steps:
             return self.place_of(row)
+        *earlier, last = self.steps
+        if isinstance(last, Selection):
+            return Origin(self.data, self.place_of, tuple(earlier)).place(last.before(row))
         low, high = 0, self.data.num_rows  # the record is one of [low, high)
         while high - low > 1:
             middle = (low + high) // 2

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 
 from conveyord.core.pipeline.graph import Edge
 from conveyord.engine.conditions import RowCondition
-from conveyord.engine.origin import Step
 from conveyord.engine.sql import without_views
 
 Masks = list[pa.BooleanArray | None]
@@ -47,10 +46,6 @@ class Router:
             else:
                 masks.append(told.get(way))
         return masks
-
-    def step(self, number: int) -> Step | None:
-        """What the edge `number` does to rows for which no condition fails."""
-        return None if self.is_plain else lambda data: chosen(data, self.masks(data)[number])
 
     def untaken(self, masks: Masks) -> dict[str, int]:
         """By pipeline, how many rows none of its edges takes."""

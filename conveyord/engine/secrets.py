@@ -98,6 +98,20 @@ class Secret:
         return {"type": "string", "minLength": 1, "format": "password", "description": description}
 
 
+def resolved(properties: Mapping[str, str], key: str) -> dict[str, str]:
+    """`properties`, each `env:NAME` and `file:PATH` replaced by what it refers to; `file://` is a URI. Blocking.
+
+    key: what they are called. Raises ConfigError naming the property, never its value.
+    """
+    found = {}
+    for name, text in properties.items():
+        try:
+            found[name] = text if text.startswith("file://") else Secret(text).reveal()
+        except ConfigError as error:
+            raise ConfigError(f"{key}.{name}: {error}") from error
+    return found
+
+
 def shown(text: str) -> str:
     """How a secret's text may be shown: a reference as it is, anything else not at all."""
     return text if text.startswith(_REFERENCES) else SHOWN

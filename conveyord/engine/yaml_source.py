@@ -2,7 +2,7 @@
 
 Values follow YAML 1.2's core schema: `yes` is text, a date is text. Beyond it `1_000` is a number. libyaml
 parses; its events are put together here rather than by its own composer, because here duplicate keys, alias
-bombs and unknown tags can all be reported at once with their places, and because its composer recurses on
+bombs and tags can all be reported at once with their places, and because its composer recurses on
 the C stack: a file of `[` ends the process.
 """
 
@@ -34,7 +34,7 @@ VALUES_MAX = 100_000  # of one document, after aliases are expanded; by hand nob
 DOCUMENTS_MAX = 10_000  # of one file
 DEPTH_MAX = 64  # beyond any manifest, and well below Python's recursion limit
 
-_TAG = "tag:yaml.org,2002:"
+_TAG = "tag:yaml.org,2002:"  # what `!!` stands for
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,14 +205,13 @@ class _Composer:
         kind = type(event)
         if kind is AliasEvent:
             return self._alias(event)
+        self._check_untagged(event)
         anchor = event.anchor
         if anchor is not None:
             self._anchors[anchor] = None  # open: an alias to it now would contain itself
         if kind is ScalarEvent:
             node = self._scalar(event)
         else:
-            if event.tag is not None and not event.tag.startswith(_TAG) and event.tag != "!":
-                self._unknown_tag(event)
             node = self._mapping(event, depth) if kind is MappingStartEvent else self._sequence(event, depth)
             if node.size > VALUES_MAX:
                 self._refuse(event, f"more than {VALUES_MAX} values with aliases expanded; write fewer")
@@ -263,6 +262,7 @@ class _Composer:
             self._compose(event, depth + 1)
             self._problem(event, "a key must be text, not a list or a mapping")
             return None
+        self._check_untagged(event)
         key: str = event.value
         if event.anchor is not None:
             self._anchors[event.anchor] = _Node(key, event.start_mark, event.end_mark)
@@ -276,7 +276,7 @@ class _Composer:
 
     def _scalar(self, event: Any) -> _Node:
         text: str = event.value
-        plain = event.implicit[0] and event.tag is None and not event.style
+        plain = not event.style
         node = _Node(text, event.start_mark, event.end_mark)
         if "${" in text:
             try:
@@ -288,8 +288,6 @@ class _Composer:
             node.value = self._typed(replaced, event) if plain and is_one_variable(text) else replaced
         elif plain:
             node.value = self._typed(text, event)
-        elif event.tag is not None and event.tag != "!":
-            node.value = self._tagged(text, event)
         return node
 
     def _typed(self, text: str, event: Any) -> Any:
@@ -299,22 +297,11 @@ class _Composer:
             self._problem(event, str(error))
             return math.inf  # a number, so that the model has nothing to add
 
-    def _tagged(self, text: str, event: Any) -> Any:
-        """What `text` means under its explicit tag. Text that does not fit it stays text."""
-        match event.tag.removeprefix(_TAG):
-            case "str" | "timestamp":
-                return text
-            case "null" | "bool" | "int":
-                return self._typed(text, event)
-            case "float":
-                value = self._typed(text, event)
-                return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-        self._unknown_tag(event)
-        return text
-
-    def _unknown_tag(self, event: Any) -> None:
-        tag = event.tag.replace(_TAG, "!!")
-        self._problem(event, f"the tag {tag} is not supported; remove it")
+    def _check_untagged(self, event: Any) -> None:
+        """Remember a tag as a problem: the style of a value says what it is, and nothing else does."""
+        if event.tag is not None:
+            tag = event.tag.replace(_TAG, "!!", 1)
+            self._problem(event, f"the tag {tag} is not supported; remove it")
 
     def _problem(self, event: Any, message: str) -> None:
         self._text.problem(event.start_mark.line + 1, event.start_mark.column + 1, message)

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
@@ -19,15 +20,18 @@ import trio
 from pydantic import AliasChoices, Field, StringConstraints
 
 from conveyord.core.errors import BatchError, ConfigError
-from conveyord.core.flow.positions import Positions, Span
+from conveyord.core.flow.positions import Partition, Positions, Span
 from conveyord.core.flow.tally import Tally
 from conveyord.core.units import Bytes, Seconds, counted
+from conveyord.engine.batch_transform import rejections
 from conveyord.engine.contracts import Inbound, OperatorConfig, OperatorContext, Sink, SinkReport
+from conveyord.engine.copies import SOURCE as COPIES
 from conveyord.engine.failures import storage_errors
 from conveyord.engine.messages import Ack, Batch, Eos
+from conveyord.engine.poison import Salvaged, salvage
 from conveyord.engine.provenance import COLUMNS
 from conveyord.engine.schema import fit, grow
-from conveyord.engine.secrets import HIDDEN
+from conveyord.engine.secrets import HIDDEN, resolved
 from conveyord.storage.lake.catalog import EMBEDDED, open_named
 from conveyord.storage.lake.ledger import Ledger
 from conveyord.storage.lake.outcomes import within
@@ -78,6 +82,65 @@ class IcebergConfig(OperatorConfig):
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rows that a table takes: as they came, and under the schema that it had or was to get then."""
+
+    rows: pa.RecordBatch
+    fitted: pa.RecordBatch
+
+
+class _Room:
+    """What a table must become to take a batch, found out without touching it. Blocking.
+
+    schema: grows with every piece taken; a piece that is refused leaves it as it was.
+    """
+
+    def __init__(self, held: pa.Schema | None, *, table: str, columns_max: int) -> None:
+        self._held = pa.schema([]) if held is None else held
+        self._table = table
+        self._columns_max = columns_max
+        self.schema = self._held
+
+    def take(self, data: pa.RecordBatch) -> _Piece:
+        """Make room for all of `data`. Raises BatchError or ConfigError if the table cannot take it."""
+        piece = self._take(data)
+        if len(self.schema) == 0 and data.num_rows:
+            raise self._fieldless(data)
+        return piece
+
+    def take_most(self, data: pa.RecordBatch, error: BatchError) -> Salvaged[_Piece]:
+        """Make room for all rows of `data` but those that the table cannot take. `take` failed with `error`."""
+        if data.num_rows == 0:  # its columns are too many, but no value needs them
+            return Salvaged()
+        found = salvage(lambda rows: self._take(self._with_values(rows)), data, error)
+        if len(self.schema) == 0:  # no row has brought a column for those without any
+            found = salvage(lambda rows: self.take(self._with_values(rows)), data, error)
+        return found
+
+    def _take(self, data: pa.RecordBatch) -> _Piece:
+        schema, fitted = grow(self.schema, data)
+        if len(schema) > self._columns_max and not schema.equals(self._held):
+            raise BatchError(
+                f"table {self._table}: the rows have {len(schema)} columns ({schema.names[-1]!r} is the newest), "
+                f"columns_max is {self._columns_max}; if keys of the records are data, such as ids, keep that object "
+                "as text or a list, otherwise raise columns_max"
+            )
+        self.schema = schema
+        return _Piece(data, fitted)
+
+    def _with_values(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """`data` without columns that only other rows of its batch brought, which would be refused with those."""
+        held, columns = set(self.schema.names), enumerate(zip(data.schema.names, data.columns, strict=True))
+        return data.select([i for i, (name, values) in columns if name in held or values.null_count < len(values)])
+
+    def _fieldless(self, data: pa.RecordBatch) -> BatchError:
+        return BatchError(
+            f"table {self._table}: no field has a value in {counted(data.num_rows, 'row')}, so there "
+            "is no column to create the table with; filter such rows, or create the table first"
+        )
+
+
 class IcebergSink(Sink):
     """See docs/operators.md."""
 
@@ -101,8 +164,11 @@ class IcebergSink(Sink):
     def _connect(self) -> TableWriter:
         config: IcebergConfig = self.config
         catalogs = self.context.catalogs
-        with catalog_errors("catalog" if isinstance(config.catalog, dict) else f"catalog {config.catalog!r}"):
-            catalog = within(DEADLINE_SECONDS, partial(open_named, config.catalog, self.context.data_dir, catalogs))
+        chosen = config.catalog
+        if not isinstance(chosen, str):
+            chosen = resolved(chosen, f"sink {self.context.stage!r}: catalog")
+        with catalog_errors(f"catalog {chosen!r}" if isinstance(chosen, str) else "catalog"):
+            catalog = within(DEADLINE_SECONDS, partial(open_named, chosen, self.context.data_dir, catalogs))
         options = TableWriterOptions(
             identifier=config.table,
             pipeline=self.context.pipeline,
@@ -149,11 +215,17 @@ class IcebergSink(Sink):
 
     async def _take(self, batch: Batch) -> None:
         with storage_errors(f"table {self.config.table}"):
-            await self.context.in_thread(self._write, batch)
-        self.taken += batch.tally
+            accepted = await self.context.in_thread(self._write, batch)
+        tally = batch.tally
+        if accepted.poison:
+            assert self.context.dead_letters is not None
+            # Durable before the commit that covers the batch: a record is a row or a letter, never neither.
+            await self.context.dead_letters.put(await rejections(self.context, batch, accepted))
+            tally += Tally(dead=len(accepted.poison))
+        self.taken += tally
         self._waiting.append(batch.ack)
         self._spans += batch.spans
-        self._tally += batch.tally
+        self._tally += tally
         self._states.update(batch.states)
         if self._oldest_at is None:
             self._oldest_at = trio.current_time()
@@ -164,46 +236,46 @@ class IcebergSink(Sink):
         elif self._writer.bytes_staged >= policy.bytes:
             await self._commit("bytes")
 
-    def _write(self, batch: Batch) -> None:
-        """Shape the table if this batch needs it, then write. Blocking."""
+    def _write(self, batch: Batch) -> Salvaged[_Piece]:
+        """Shape the table if this batch needs it, then write the rows that it takes. Blocking.
+
+        Returns the others as poison if they can become dead letters, else raises BatchError. Which they are is
+        decided before anything is done to the table, and by the rows alone: a catalog that fails is no poison.
+        """
         assert self._writer is not None
         if self.config.provenance:
             self._check_provenance(batch)
         try:
-            self._write_rows(batch, self._writer)
+            room = _Room(self._writer.schema, table=self.config.table, columns_max=self.config.columns_max)
+            accepted = self._accepted(batch, room)
+            self._write_pieces(accepted.pieces, room, self._writer)
         except ConfigError as error:
             raise ConfigError(f"{place_of(batch)}: {error}") from error
         except BatchError as error:
             raise BatchError(f"{place_of(batch)}: {error}") from error
+        return accepted
 
-    def _write_rows(self, batch: Batch, writer: TableWriter) -> None:
-        held = writer.schema
-        schema, data = grow(pa.schema([]) if held is None else held, batch.data)
-        if held is None or not schema.equals(held):
-            self._check_width(schema)
-            if len(schema) == 0:
-                self._refuse_fieldless(batch)
+    def _accepted(self, batch: Batch, room: _Room) -> Salvaged[_Piece]:
+        try:
+            return Salvaged([room.take(batch.data)])
+        except BatchError as error:
+            # The copy of a letter that is refused stays no letter: that one would be copied, and refused, for ever.
+            copied = Partition(COPIES, self.context.pipeline)
+            if self.context.dead_letters is None or any(span.partition == copied for span in batch.spans):
+                raise
+            return room.take_most(batch.data, error)
+
+    def _write_pieces(self, pieces: list[_Piece], room: _Room, writer: TableWriter) -> None:
+        if writer.schema is None or not room.schema.equals(writer.schema):
+            if len(room.schema) == 0:
                 return
-            writer.shape(schema)
-            data = fit(batch.data, writer.schema)
-        if data.num_rows:
-            writer.write(data)
-
-    def _check_width(self, schema: pa.Schema) -> None:
-        limit: int = self.config.columns_max
-        if len(schema) > limit:
-            raise BatchError(
-                f"table {self.config.table}: the rows have {len(schema)} columns ({schema.names[-1]!r} is the newest), "
-                f"columns_max is {limit}; if keys of the records are data, such as ids, keep that object as text or a "
-                "list, otherwise raise columns_max"
-            )
-
-    def _refuse_fieldless(self, batch: Batch) -> None:
-        if batch.data.num_rows:
-            raise BatchError(
-                f"table {self.config.table}: no field has a value in {counted(batch.data.num_rows, 'row')}, so there "
-                "is no column to create the table with; filter such rows, or create the table first"
-            )
+            writer.shape(room.schema)
+        for piece in pieces:
+            data = piece.fitted
+            if not data.schema.equals(writer.schema, check_metadata=True):
+                data = fit(piece.rows, writer.schema)
+            if data.num_rows:
+                writer.write(data)
 
     def _check_provenance(self, batch: Batch) -> None:
         missing = [name for name in COLUMNS if name not in batch.data.schema.names]

@@ -34,6 +34,7 @@ class FilterTransform(BatchTransform):
     """See docs/operators.md. Pure, unless the condition calls now() or random()."""
 
     Config = FilterConfig
+    same_count_same_rows = True
     outputs = (DROPPED,)
 
     def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:

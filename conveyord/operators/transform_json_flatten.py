@@ -50,6 +50,7 @@ class JsonFlattenTransform(BatchTransform):
     """See docs/operators.md."""
 
     Config = JsonFlattenConfig
+    same_count_same_rows = True
     pure = True
 
     def apply(self, data: pa.RecordBatch) -> pa.RecordBatch:

@@ -32,6 +32,7 @@ class SqlTransform(BatchTransform):
     """See docs/operators.md. Pure, unless the query calls now() or random()."""
 
     Config = SqlConfig
+    same_count_same_rows = True
 
     def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
         """Raises ConfigError if the query is no single read-only one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,39 @@ def test_validate_shows_every_problem_of_every_file(call: Any, definitions: Path
 
 
 def test_validate_says_what_cannot_be_read(call: Any, tmp_path: Path) -> None:
-    ended = call("validate", tmp_path / "missing.yaml", tmp_path)
+    ended = call("validate", tmp_path / "missing.yaml", tmp_path / ("x" * 300), tmp_path)
     assert ended.code == 2
     assert "missing.yaml: cannot be read: No such file or directory" in ended.err
+    assert "xxx: cannot be read: File name too long" in ended.err
     assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("verb", [["validate"], ["fmt", "--check"], ["run"]], ids=lambda verb: verb[0])
+def test_what_is_no_regular_file_is_refused_by_name_and_passed_over_in_a_directory(
+    call: Any, tmp_path: Path, verb: list[str]
+) -> None:
+    """Reading a pipe would wait for ever for somebody to write to it."""
+    (tmp_path / "pipes").mkdir()
+    pipe = tmp_path / "pipes" / "a.yaml"
+    os.mkfifo(pipe)
+    (tmp_path / "pipes" / "b.yaml").symlink_to(pipe)
+    for path in (pipe, pipe.with_name("b.yaml"), Path("/dev/zero")):
+        ended = call(*verb, path)
+        assert ended.code == 2
+        assert f"{path}: is no regular file; write the definition to one and name that" in ended.err
+    ended = call(*verb, tmp_path / "pipes")
+    assert ended.code == 2
+    assert "the directory holds no file that ends in .yaml or .yml" in ended.err
+
+
+def test_a_pipe_beside_definitions_is_passed_over(call: Any, definitions: Path) -> None:
+    os.mkfifo(definitions / "deeper" / "pipe.yaml")
+    (definitions / "gone.yaml").symlink_to("nowhere")
+    ended = call("validate", definitions)
+    assert (ended.code, ended.err.count("cannot be read")) == (2, 1)
+    assert "gone.yaml: cannot be read: No such file or directory" in ended.err
+    (definitions / "gone.yaml").unlink()
+    assert call("validate", definitions).code == 0
 
 
 # ------------------------------------------------------------------------------ schema

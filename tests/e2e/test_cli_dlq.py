@@ -148,13 +148,17 @@ def test_binary_records_and_control_characters_do_not_reach_a_terminal(call: Any
         (["export", "/nowhere/out.jsonl"], "/nowhere/out.jsonl: cannot be written: No such file or directory"),
         (["edit", "1", "--set-row", "{row}"], "dead letter 1 has no row, it failed as a record; give --set-raw"),
         (["edit", "3", "--set-row", "{row}", "--set-raw", "{row}"], "--set-raw and --set-row exclude each other"),
+        (["edit", "1", "--set-raw", os.devnull], "--set-raw: /dev/null is blank; give all of it, or delete"),
+        (["edit", "1", "--set-raw", "{blank}"], "is blank; give all of it, or delete the letter with `conveyord dlq purge --id 1`"),
+        (["edit", "3", "--set-row", os.devnull], "--set-row: /dev/null is blank"),
     ],
 )
 def test_a_wrong_call_is_exit_code_2_with_a_sentence(
     call: Any, letters: Path, tmp_path: Path, arguments: list[str], sentence: str
 ) -> None:
     (tmp_path / "row").write_text('{"id": 1}')
-    given = [argument.replace("{row}", str(tmp_path / "row")) for argument in arguments]
+    (tmp_path / "blank").write_text(" \n")
+    given = [argument.replace("{row}", f"{tmp_path}/row").replace("{blank}", f"{tmp_path}/blank") for argument in arguments]
     ended = call("dlq", *given, "--data-dir", letters, "-o", "json")
     assert (ended.code, ended.json["error"]["code"]) == (2, "CONFIG"), ended.err
     assert sentence in ended.err
@@ -313,7 +317,7 @@ def test_what_changes_letters_is_refused_while_a_run_owns_the_directory(
 ) -> None:
     editor(tmp_path, monkeypatch, "echo opened in vain >&2; exit 3")
     with owned(letters):
-        for arguments in (["purge", "--all", "--yes"], ["edit", "1", "--set-raw", os.devnull], ["edit", "1"]):
+        for arguments in (["purge", "--all", "--yes"], ["edit", "1", "--set-raw", __file__], ["edit", "1"]):
             ended = call("dlq", *arguments, "--data-dir", letters)
             assert ended.code == 1
             assert f"is in use by process {os.getpid()}" in ended.err

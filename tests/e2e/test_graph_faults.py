@@ -192,6 +192,8 @@ def killed_with_frames(job: GraphJob) -> list[Path]:
     running.send(signal.SIGKILL)
     assert running.wait().code == -signal.SIGKILL
     assert job.spilled()
+    (listed,) = conveyord("buffer", "ls", "-o", "json", "--data-dir", job.data_dir, cwd=job.home).summary
+    assert listed["edge"] == "in to slow", "docs/spill.md says so"
     job.sinks[1]["commit"] = {}  # the rest at once
     return job.spilled()
 

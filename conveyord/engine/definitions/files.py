@@ -18,8 +18,8 @@ SUFFIXES = (".yaml", ".yml")
 def read_files(paths: Sequence[Path], problems: list[Problem]) -> dict[str, bytes]:
     """The contents of all files, by the path to show. What cannot be read becomes a problem. Blocking.
 
-    A directory stands for the YAML files below it, hidden ones excepted. A file that is named twice is
-    read once.
+    A directory stands for the YAML files below it; hidden ones, pipes and devices are passed over. A file
+    that is named twice is read once.
     """
     contents: dict[str, bytes] = {}
     seen: set[str] = set()
@@ -67,13 +67,27 @@ def _below(directory: Path, problems: list[Problem]) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if name.endswith(SUFFIXES) and not name.startswith("."):
-                yield Path(folder) / name
+                path = Path(folder) / name
+                if not _is_special(path):
+                    yield path
+
+
+def _is_special(path: Path) -> bool:
+    """Whether something is there that is no regular file."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False  # such as a link to nowhere: reading it says what is wrong
 
 
 def _read(path: Path, problems: list[Problem]) -> bytes | None:
     try:
         status = path.stat()
-        size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe waits for whoever writes to it
+            message = "is no regular file; write the definition to one and name that"
+            problems.append(Problem(str(path), 0, 0, message))
+            return None
+        size = status.st_size
         if size <= FILE_BYTES_MAX:
             with path.open("rb") as file:
                 content = file.read(FILE_BYTES_MAX + 1)

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from conveyord.core.pipeline.manifest import GRAPH_KEYS, LINEAR_KEYS, NOT_YET, GraphBody, PipelineBody, PipelineManifest
 from conveyord.engine.model_keys import canonical_keys, keys_of, spellings
+from conveyord.engine.yaml_scalars import plain_value
 from conveyord.engine.yaml_source import Path
 
 Model = type[BaseModel]
@@ -60,11 +61,13 @@ def joined(sentences: list[str]) -> list[str]:
     return others + [f"{name} must be {' or '.join(choices)}, got {got}" for (name, got), choices in wanted.items()]
 
 
-def sentence_of(detail: ErrorDetails, *, shown: str, value: Any, name: str, model: Model | None) -> str:
+def sentence_of(
+    detail: ErrorDetails, *, shown: str, value: Any, name: str, model: Model | None, variable: str | None = None
+) -> str:
     """One problem of pydantic's in our words.
 
     shown: the value as it may be shown. name: what the value is called. model: the one whose keys stand
-    where the problem is.
+    where the problem is. variable: the `${...}` that alone stands between the quotes of the value, if any.
     """
     kind, context = detail["type"], detail.get("ctx", {})
     key = str(detail["loc"][-1]) if detail["loc"] else ""
@@ -77,7 +80,8 @@ def sentence_of(detail: ErrorDetails, *, shown: str, value: Any, name: str, mode
     if kind == "literal_error" or kind == "enum":
         return _bad_choice(name, str(context["expected"]), value, shown)
     if kind in _WANTED:
-        return f"{name} must be {_WANTED[kind]}, got {shown}{_quote_hint(_WANTED[kind], value)}"
+        hint = _variable_hint(_WANTED[kind], value, variable) or _quote_hint(_WANTED[kind], value)
+        return f"{name} must be {_WANTED[kind]}, got {shown}{hint}"
     if kind in ("value_error", "assertion_error"):
         return str(context.get("error", detail["msg"])) if shown != HIDDEN_VALUE else f"{name} cannot be used"
     if kind == "string_too_short" and value == "":
@@ -137,6 +141,20 @@ def _quote_hint(wanted: str, value: Any) -> str:
     if wanted == "a list" and isinstance(value, str):
         return f"; write [{value}]"
     return ""
+
+
+def _variable_hint(wanted: str, value: Any, variable: str | None) -> str:
+    """How to write a variable in quotes so that it is what is wanted; nothing if its value is not that."""
+    if variable is None or not isinstance(value, str):
+        return ""
+    try:
+        meant = plain_value(value)
+    except ValueError:
+        return ""  # no number that a setting can have
+    fits = {"a whole number": int, "a number": int | float, "true or false": bool}.get(wanted)
+    if fits is None or not isinstance(meant, fits) or (isinstance(meant, bool) and fits is not bool):
+        return ""
+    return f"; quotes make it text: write {variable} without them, outside {{ }} and [ ]"
 
 
 def shown_value(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,9 @@ from conveyord.engine.definitions.sentences import (
     sentence_of,
     shown_value,
 )
-from conveyord.engine.yaml_source import Document, Path, YamlText
+from conveyord.engine.yaml_source import Document, Path, Place, YamlText
+
+_QUOTED_VARIABLE = re.compile(r"""(?:&\S+\s+)?(?P<quote>["'])(?P<variable>\$\{[^{}]*\})(?P=quote)""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,14 @@ class Written:
             if known == path:
                 self.text.hide(place)
 
+    def _quoted_variable(self, place: Place) -> str | None:
+        """The `${...}` that alone stands between the quotes of the value at `place`; None if none does."""
+        if place.line != place.end_line:
+            return None
+        written = self.text.lines[place.line - 1][place.column - 1 : place.end_column - 1]
+        match = _QUOTED_VARIABLE.fullmatch(written)
+        return None if match is None else match["variable"]
+
     def report(
         self, error: ValidationError, base: Path, model: Model, what: str, *, hidden: Collection[Path] = ()
     ) -> None:
@@ -70,6 +81,7 @@ class Written:
                 value=None if secret else value,
                 name=name_of(known) if len(known) > len(base) else what,
                 model=model_at(model, detail["loc"][:-1]),
+                variable=None if secret else self._quoted_variable(place),
             )
             if sentence not in sentences.setdefault(where, []):
                 sentences[where].append(sentence)

@@ -109,6 +109,50 @@ def test_clamp_names_what_it_cannot_use() -> None:
         ClampConfig(column="value", low=2, high=1)
 
 
+@pytest.mark.parametrize(
+    ("values", "limits", "sentence"),
+    [
+        (pa.array([1], pa.int64()), {"low": 2.5}, "low is 2.5, .* 'value' cannot hold: .* int64; write a whole number"),
+        (pa.array([1], pa.int8()), {"high": 300}, "high is 300, .* int8; write a whole number in its range"),
+        (pa.array([1], pa.uint8()), {"low": -1}, "low is -1, .* uint8; write a whole number in its range"),
+        (pa.array([1], pa.int64()), {"high": 2**70}, f"high is {2**70}, .* int64; write"),
+        (pa.array([1.0], pa.float32()), {"low": 0.1}, "low is 0.1, .* float; write 0.10000000149011612, the nearest"),
+        (pa.array([1.0]), {"high": 2**53 + 1}, "high is 9007199254740993, .* double; write 9007199254740992.0, the"),
+        (pa.array([1.0]), {"high": 10**400}, "high is 1000.* double; write a number in its range"),
+        (pa.array([1.0], pa.float32()), {"high": 1e300}, r"high is 1e\+300, .* float; write a number in its range"),
+        (pa.array(["1"]), {"low": 1}, "the column 'value' is string, not a number"),
+    ],
+)
+def test_clamp_refuses_a_limit_that_the_column_cannot_hold(
+    values: pa.Array, limits: dict[str, Any], sentence: str
+) -> None:
+    """A limit that was rounded would be another one than was asked for."""
+    with pytest.raises(ConfigError, match=sentence):
+        ClampTransform(ClampConfig(column="value", **limits), context()).apply(pa.record_batch({"value": values}))
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high", "made"),
+    [
+        (pa.array([2**53, 2**53 + 2, 2**62 + 3]), 2**53 + 1, 2**62 + 1, [2**53 + 1, 2**53 + 2, 2**62 + 1]),
+        (pa.array([1, 9], pa.uint8()), 2.0, 5.0, [2, 5]),
+        (pa.array([1.0, None, 2.75]), 1.5, 2, [1.5, None, 2.0]),
+    ],
+)
+def test_clamp_is_exact(values: pa.Array, low: float, high: float, made: list[Any]) -> None:
+    """Also beyond 2**53, where floats have gaps."""
+    clamp = ClampTransform(ClampConfig(column="value", low=low, high=high), context())
+    result = clamp.apply(pa.record_batch({"value": values})).column("value")
+    assert (result.to_pylist(), result.type) == (made, values.type)
+
+
+def test_clamp_leaves_what_is_neither_below_nor_above() -> None:
+    """NaN is no number that could be."""
+    clamp = ClampTransform(ClampConfig(column="value", low=0, high=5), context())
+    (made,) = clamp.apply(pa.record_batch({"value": [float("nan")]})).column("value").to_pylist()
+    assert made != made  # noqa: PLR0124 - that is what NaN is
+
+
 async def test_the_sink_settles_what_is_on_disk(tmp_path: Path) -> None:
     """And the file holds the rows of the last run alone."""
     path = tmp_path / "rows.jsonl"
