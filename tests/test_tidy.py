@@ -199,7 +199,10 @@ def test_a_core_module_without_a_test_is_caught() -> None:
 
 def _broken_modules(package: str, folders: list[str]) -> list[str]:
     """The modules below `package`, itself included, that cannot be imported, each with the reason."""
-    modules = [package, *(found.name for found in pkgutil.walk_packages(folders, f"{package}.", onerror=lambda _: None))]
+    modules = [
+        package,
+        *(found.name for found in pkgutil.walk_packages(folders, f"{package}.", onerror=lambda _: None)),
+    ]
     broken = []
     for module in modules:
         try:

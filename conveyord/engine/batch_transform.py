@@ -15,7 +15,7 @@ from conveyord.core.errors import BatchError, Retryable
 from conveyord.core.pipeline.graph import MAIN
 from conveyord.engine.contracts import Inbound, OperatorConfig, OperatorContext, Outbound, Rejected, Transform
 from conveyord.engine.messages import Batch, Eos, Watermark
-from conveyord.engine.origin import Origin, Place, RecordRef, Selection
+from conveyord.engine.origin import Origin, Place, RecordRef, Reshaped, Selection
 from conveyord.engine.poison import SUSPECT, Salvaged, salvage
 from conveyord.engine.schema import fit, merge
 
@@ -127,10 +127,11 @@ class BatchTransform(Transform):
         origin = batch.origin
         if origin is not None and bad:
             origin = origin.through(Selection(kept(batch.data.num_rows, bad)))
+        if origin is None:
+            return None
+        step = partial(self._step, output)
         is_same = self.same_count_same_rows and rows.num_rows == batch.data.num_rows - len(bad)
-        if origin is not None and not is_same:
-            origin = origin.through(partial(self._step, output))
-        return origin
+        return origin.through(Reshaped(step) if is_same else step)
 
     def _step(self, output: str, data: pa.RecordBatch) -> pa.RecordBatch:
         """What leaves this stage by `output` for rows, those that fail left out."""

@@ -34,6 +34,21 @@ class Selection:
         return int(pc.indices_nonzero(self.mask)[row].as_py())
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Reshaped:
+    """A step that made one row of each row."""
+
+    step: Step
+
+    def __call__(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """What the step makes of `data`, which is the beginning of the batch."""
+        return self.step(data)
+
+    def before(self, row: int) -> int:
+        """The number that row `row` of the result had in the batch."""
+        return row
+
+
 @dataclass(frozen=True, slots=True)
 class RecordRef:
     """One record in its source. `raw` are its own bytes, None where the source does not have them."""
@@ -69,12 +84,13 @@ class Origin:
     def place(self, row: int) -> Place:
         """Where row `row` of the result of all steps came from.
 
-        Blocking. Selections at the end are undone at once; what stands before them is run some twenty times.
+        Blocking. Selections and reshapings at the end are undone at once; what stands before is run some
+        twenty times.
         """
         if not self.steps:
             return self.place_of(row)
         *earlier, last = self.steps
-        if isinstance(last, Selection):
+        if isinstance(last, Selection | Reshaped):
             return Origin(self.data, self.place_of, tuple(earlier)).place(last.before(row))
         low, high = 0, self.data.num_rows  # the record is one of [low, high)
         while high - low > 1:

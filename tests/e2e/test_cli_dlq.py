@@ -149,7 +149,10 @@ def test_binary_records_and_control_characters_do_not_reach_a_terminal(call: Any
         (["edit", "1", "--set-row", "{row}"], "dead letter 1 has no row, it failed as a record; give --set-raw"),
         (["edit", "3", "--set-row", "{row}", "--set-raw", "{row}"], "--set-raw and --set-row exclude each other"),
         (["edit", "1", "--set-raw", os.devnull], "--set-raw: /dev/null is blank; give all of it, or delete"),
-        (["edit", "1", "--set-raw", "{blank}"], "is blank; give all of it, or delete the letter with `conveyord dlq purge --id 1`"),
+        (
+            ["edit", "1", "--set-raw", "{blank}"],
+            "is blank; give all of it, or delete the letter with `conveyord dlq purge --id 1`",
+        ),
         (["edit", "3", "--set-row", os.devnull], "--set-row: /dev/null is blank"),
     ],
 )
@@ -158,7 +161,9 @@ def test_a_wrong_call_is_exit_code_2_with_a_sentence(
 ) -> None:
     (tmp_path / "row").write_text('{"id": 1}')
     (tmp_path / "blank").write_text(" \n")
-    given = [argument.replace("{row}", f"{tmp_path}/row").replace("{blank}", f"{tmp_path}/blank") for argument in arguments]
+    given = [
+        argument.replace("{row}", f"{tmp_path}/row").replace("{blank}", f"{tmp_path}/blank") for argument in arguments
+    ]
     ended = call("dlq", *given, "--data-dir", letters, "-o", "json")
     assert (ended.code, ended.json["error"]["code"]) == (2, "CONFIG"), ended.err
     assert sentence in ended.err
@@ -248,6 +253,18 @@ def test_an_editor_that_changes_nothing_changes_nothing(
     assert "nothing was changed" in call("dlq", "edit", 1, "--data-dir", letters).err
     with opened(letters) as store:
         assert not store.get(1).edited
+
+
+def test_an_editor_that_leaves_nothing_changes_nothing(
+    call: Any, letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor(tmp_path, monkeypatch, """: > "$1"; touch -d 2001-01-01 "$1" """)
+    with opened(letters) as store:
+        before = store.get(1)
+    ended = call("dlq", "edit", 1, "--data-dir", letters)
+    assert (ended.code, "what the editor gave back is blank" in ended.err) == (2, True)
+    with opened(letters) as store:
+        assert store.get(1) == before
 
 
 def test_what_was_written_in_vain_is_kept_in_a_file(

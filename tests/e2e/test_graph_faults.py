@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.graph_rig import RECORDS, GraphJob, copies, sink
-from tests.e2e.harness import lines
+from tests.e2e.harness import conveyord, lines
 from tests.e2e.test_disk_faults import fill, mount, mounted
 
 OFTEN = {"rows": 500, "every": "0.2s"}

@@ -46,7 +46,7 @@ def read_files(paths: Sequence[Path], problems: list[Problem]) -> dict[str, byte
 
 def _files(paths: Sequence[Path], problems: list[Problem]) -> Iterator[Path]:
     for path in paths:
-        if not path.is_dir():
+        if not stat.S_ISDIR(_mode(path)):
             yield path
             continue
         found = False
@@ -68,16 +68,16 @@ def _below(directory: Path, problems: list[Problem]) -> Iterator[Path]:
         for name in sorted(names):
             if name.endswith(SUFFIXES) and not name.startswith("."):
                 path = Path(folder) / name
-                if not _is_special(path):
+                if _mode(path) == 0 or stat.S_ISREG(_mode(path)):
                     yield path
 
 
-def _is_special(path: Path) -> bool:
-    """Whether something is there that is no regular file."""
+def _mode(path: Path) -> int:
+    """What is there; 0 if that cannot be told, as of a link to nowhere: reading it says what is wrong."""
     try:
-        return not stat.S_ISREG(path.stat().st_mode)
+        return path.stat().st_mode
     except OSError:
-        return False  # such as a link to nowhere: reading it says what is wrong
+        return 0
 
 
 def _read(path: Path, problems: list[Problem]) -> bytes | None:
