@@ -118,4 +118,5 @@ def _summary(error: BaseException) -> str:
     """One line on an unexpected exception; a group of one is what it holds."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}".split("\n", 1)[0]
+    where = "".join(f" ({note})" for note in getattr(error, "__notes__", ())[:1])
+    return f"{type(error).__name__}: {error}".split("\n", 1)[0] + where

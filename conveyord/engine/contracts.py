@@ -118,6 +118,8 @@ class OperatorContext:
     dead_letters: DeadLetters | None = None
     """Where records go that fail for ever. None: the pipeline has no `dlq`, so a stage stops at the first."""
     retries: Retries = field(default_factory=Retries)
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What each pipeline that shares this stage calls it."""
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         """Run blocking `work` in a thread of this run's pool. Not cancellable before it returns."""

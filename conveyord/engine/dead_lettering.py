@@ -15,6 +15,7 @@ import trio
 from conveyord.core.flow.dead_letters import DeadLetter, LetterKey
 from conveyord.core.flow.positions import Partition
 from conveyord.engine.contracts import Rejected
+from conveyord.engine.provenance import with_own_source
 from conveyord.storage.dead_letters.store import DeadLetterStore
 
 T = TypeVar("T")
@@ -98,7 +99,8 @@ class StageLetters:
 
     def _letter(self, pipeline: str, rejected: Rejected) -> DeadLetter:
         record, stage = rejected.place.record, self.members[pipeline]
-        source = self.names[pipeline].get(record.partition.source, record.partition.source)
+        renamed = {run: own for run, own in self.names[pipeline].items() if run != own}
+        source = renamed.get(record.partition.source, record.partition.source)
         key = LetterKey(
             pipeline=pipeline,
             partition=Partition(source, record.partition.name),
@@ -112,7 +114,7 @@ class StageLetters:
             message=getattr(rejected.error, "reason", None) or str(rejected.error),
             attempts=rejected.attempts,
             raw=record.raw,
-            row=None if rejected.row is None else row_bytes(rejected.row),
+            row=None if rejected.row is None else row_bytes(with_own_source(rejected.row, renamed)),
         )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+import trio
 
 from conveyord.core.errors import ConveyordError, Retryable, StorageFull
 
@@ -14,13 +16,16 @@ from conveyord.core.errors import ConveyordError, Retryable, StorageFull
 def unwrapped() -> Iterator[None]:
     """Let a nursery's single error out as itself instead of in a group.
 
-    Several expected errors come out as the first of them: one cause is what a user can act on. A group
-    that holds a bug stays whole, because each of its tracebacks may be needed.
+    Several expected errors come out as the first of them: one cause is what a user can act on. That nobody
+    listened any more is no cause where something else went wrong. A group that holds several bugs stays
+    whole, because each of its tracebacks may be needed.
     """
     try:
         yield
     except BaseExceptionGroup as group:
-        leaves = list(_leaves(group))
+        leaves = [leaf for leaf in _leaves(group) if not isinstance(leaf, trio.BrokenResourceError)] or list(
+            _leaves(group)
+        )
         if len(leaves) == 1 or all(isinstance(leaf, ConveyordError) for leaf in leaves):
             raise leaves[0] from leaves[0].__cause__
         raise
@@ -53,11 +58,16 @@ def storage_errors(what: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One stage that failed, and the pipelines that it belongs to."""
+    """One stage that failed, and the pipelines that it belongs to. names: what those call it, if not `stage`."""
 
     stage: str
     error: ConveyordError
     members: frozenset[str]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def stage_in(self, pipeline: str) -> str:
+        """What `pipeline` calls the stage."""
+        return self.names.get(pipeline, self.stage)
 
 
 @dataclass(slots=True)
@@ -66,8 +76,10 @@ class Failures:
 
     all: list[Failure] = field(default_factory=list)
 
-    def add(self, stage: str, error: ConveyordError, *, members: frozenset[str]) -> None:
-        self.all.append(Failure(stage, error, members))
+    def add(
+        self, stage: str, error: ConveyordError, *, members: frozenset[str], names: Mapping[str, str] | None = None
+    ) -> None:
+        self.all.append(Failure(stage, error, members, names or {}))
 
     def of(self, pipeline: str) -> list[Failure]:
         """Those of one pipeline. The first is the reason why it ended."""

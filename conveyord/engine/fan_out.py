@@ -141,7 +141,8 @@ class Branches:
             except ConveyordError as error:
                 if all(branch.exit.members <= fork.members for branch in self._open):
                     raise
-                self._failures.add(self._context.stage, error, members=fork.members)
+                names = self._context.names
+                self._failures.add(self._context.stage, error, members=fork.members, names=names)
                 failed.append(fork)
         # A fork that failed holds its share for ever: no position may move past what is not durable.
         for _ in range(len(pieces) + len(failed) - 1):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from conveyord.core.errors import Refused
 from conveyord.core.flow.positions import Partition, Positions, Span
 from conveyord.engine.messages import Ack, Batch
-from conveyord.engine.provenance import COLUMNS
+from conveyord.engine.provenance import COLUMNS, with_own_source
 
 
 class Gate:
@@ -45,7 +45,8 @@ class Gate:
         if self._names:
             spans = tuple(replace(span, partition=self._own(span.partition)) for span in batch.spans)
             states = {self._names.get(source, source): state for source, state in batch.states.items()}
-            batch = replace(batch, spans=spans, states=states)
+            data = with_own_source(batch.data, self._names)
+            batch = replace(batch, data=data, spans=spans, states=states)
         if self._held is not None:
             reached = [self._reached(span) for span in batch.spans]
             if all(reached):

@@ -192,7 +192,11 @@ async def _stage(node: Node, wiring: _Wiring, drain: trio.Event, failures: Failu
         # The stages after this one ended, and say why themselves if they failed.
         wiring.ends[node.number].content = outbound is not None and outbound.content
     except ConveyordError as error:
-        failures.add(node.operator.context.stage, error, members=node.members)
+        context = node.operator.context
+        failures.add(context.stage, error, members=node.members, names=context.names)
+    except Exception as error:
+        error.add_note(f"in the stage {node.operator.context.stage!r}, {type(node.operator).__name__}")
+        raise
     finally:
         if inbound is not None:
             inbound.close()

@@ -108,14 +108,15 @@ def _summary(progress: RunProgress, failures: Failures, drain: trio.Event, secon
     failed = failures.of(progress.pipeline)
     first = failed[0] if failed else None
     for other in failed[1:]:
-        log.error("another stage failed too", stage=other.stage, code=other.error.code, reason=str(other.error))
+        stage = other.stage_in(progress.pipeline)
+        log.error("another stage failed too", stage=stage, code=other.error.code, reason=str(other.error))
     status: RunStatus = "failed" if first is not None else "drained" if drain.is_set() else "succeeded"
     return RunSummary.of(
         progress,
         status=status,
         seconds=seconds,
         error=None if first is None else first.error,
-        stage=None if first is None else first.stage,
+        stage=None if first is None else first.stage_in(progress.pipeline),
     )
 
 

@@ -88,6 +88,7 @@ def assemble(
             listened=frozenset(edge.edge.output for edge in plan.edges_from(node.number)) - {MAIN},
             dead_letters=letters,
             retries=retries,
+            names={member.pipeline: member.stage for member in node.members},
         )
         operator = registry.operator(stage.kind, stage.type)
         operators[node.number] = operator(stage_config(operator, dict(stage.options), stage=stage.name), context)

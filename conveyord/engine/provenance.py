@@ -5,6 +5,8 @@ The three columns pass through row-preserving stages like any others. A SQL stag
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 
 from conveyord.core.flow.positions import Partition
@@ -24,3 +26,14 @@ def with_provenance(data: pa.RecordBatch, partition: Partition, offsets: pa.Int6
     for name, column in zip(COLUMNS, columns, strict=True):
         data = data.append_column(name, column)
     return data
+
+
+def with_own_source(data: pa.RecordBatch, names: Mapping[str, str]) -> pa.RecordBatch:
+    """`data` with the sources that its provenance names under the names that `names` gives them."""
+    index = data.schema.get_field_index(SOURCE)
+    if index < 0 or not names:
+        return data
+    column = data.column(index)
+    texts = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+    own = [names.get(name, name) for name in texts.to_pylist()]
+    return data.set_column(index, SOURCE, pa.array(own, pa.string()).dictionary_encode())

@@ -9,6 +9,7 @@ disk what its slow sinks lack. It is still only a cache: what is missing is read
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
+QUIET_SECONDS = 60.0  # between two log lines that say the same of one edge
 RETRY_SECONDS = 1.0  # how long a full disk is left alone if nothing drains meanwhile
 
 
@@ -55,6 +57,7 @@ class SpillWay:
         self._changed = trio.Event()
         self._closed = False
         self._broken = False
+        self._said_at: dict[str, float] = {}
         self._one_at_a_time = trio.Lock()
         for number, _ in queue.metas():
             self._keep(number, Ack(lambda: None))
@@ -97,16 +100,13 @@ class SpillWay:
             self._wake()
             return
         if not self._waiting:
-            log.info("an edge spills to disk", edge=self._name)
+            self._say("an edge spills to disk")
         meta = FrameMeta(message.spans, message.tally, dict(message.states))
-        told = False
         while not self._broken:
             try:
                 number = await self._in_thread(self._queue.append, meta, message.data)
             except StorageFull as error:
-                if not told:
-                    log.warning("no room to spill, so the source waits", edge=self._name, reason=str(error))
-                    told = True
+                self._say("no room to spill, so the source waits", reason=str(error))
             else:
                 self._keep(number, message.ack)
                 self._wake()
@@ -117,6 +117,13 @@ class SpillWay:
             with trio.move_on_after(RETRY_SECONDS):
                 await self._changed.wait()
         raise trio.BrokenResourceError
+
+    def _say(self, what: str, **fields: str) -> None:
+        """Log a sentence, unless it was just said: an edge may come and go between disk and memory all the time."""
+        now = trio.current_time()
+        if now >= self._said_at.get(what, -math.inf) + QUIET_SECONDS:
+            self._said_at[what] = now
+            log.info(what, edge=self._name, **fields)
 
     def close(self) -> None:
         """See `Way.close`. What is on disk still goes on."""
