@@ -118,7 +118,10 @@ def test_a_bug_is_one_line_and_a_file(shell: Any, tmp_path: Path) -> None:
     ticker(shell, tmp_path, ", fail: bug")
     ended = shell.run("run", "p.yaml", "-o", "json", cwd=tmp_path, TMPDIR=str(tmp_path))
     assert ended.code == 1
-    assert ended.json["error"] == {"code": "BUG", "message": "KeyError: 'a bug of the plugin'"}
+    assert ended.json["error"] == {
+        "code": "BUG",
+        "message": "KeyError: 'a bug of the plugin' (in the stage 'source', Ticker)",
+    }
     assert "Traceback" not in ended.err
     assert "this is a bug in conveyord: KeyError: 'a bug of the plugin'" in ended.err
     saved = re.search(r"the traceback is in (\S+)", ended.err)

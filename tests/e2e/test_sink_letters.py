@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.graph_rig import RECORDS, GraphJob, columns, copies, sink
+from tests.e2e.graph_rig import GraphJob, columns, copies, sink
 from tests.e2e.harness import Ended, conveyord, line, lines
 from tests.e2e.test_dlq_replay import is_report, records, replayed
 
@@ -81,18 +81,6 @@ def test_a_row_that_one_table_cannot_take_still_reaches_the_others(tmp_path: Pat
     is_report(replayed(job), replayed=1)
     job.hold(out=range(100), wide=range(100))
     job.table("wide").audit()
-
-
-def test_records_without_any_field_are_letters_only_as_long_as_there_is_no_table(tmp_path: Path) -> None:
-    source = {**RECORDS, "batch_rows": 2}
-    job = GraphJob(tmp_path, sources=[source], sinks=[sink("out")], edges=[["in", "out"]], dlq={})
-    (job.input / "a.jsonl").write_bytes(b"{}\n{}\n" + lines(range(3)) + b"{}\n")
-    assert job.run().succeeded()["dead_letters"] == 2
-    assert job.table("out").sql("SELECT count(*), count(id) FROM t") == [(4, 3)]
-    job.table("out").audit()
-    is_report(replayed(job), replayed=2)
-    assert job.table("out").sql("SELECT count(*), count(id) FROM t") == [(6, 3)]
-    job.table("out").audit()
 
 
 def test_records_without_any_field_and_no_table_are_read_again_by_every_run(tmp_path: Path) -> None:
