@@ -4,8 +4,9 @@ Batches of different sources go on as they come. Where branches of one source co
 pieces of a batch wait for each other and go on as one, rows in the order of the edges: a sink that had
 committed one piece and not the other could not say where it is.
 
-No piece waits for ever: every stage sends one batch on for each, in order, so the piece that an input
-lacks is under way on it. An input that is far ahead waits, at `capacity` pieces.
+No piece waits for ever: a stage hands a batch to all of its branches before it takes up the next, and every
+stage sends one batch on for each, in order, so the piece that an input lacks is under way on it. An input
+that is far ahead waits, at `capacity` pieces.
 """
 
 from __future__ import annotations

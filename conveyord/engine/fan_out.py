@@ -2,6 +2,10 @@
 
 Every branch gets every batch, if need be without rows, so that each sink's positions are complete by
 themselves. The slowest branch sets the pace of all, unless its edge spills.
+
+Words for an edge, from the definition to a running graph: an `Edge` is written down; a `PlanEdge` joins two
+nodes of a plan; an `Exit` is that edge as the stage before it sees it, with its condition; a `Way` carries
+messages along it, and a `Branch` is both. A `Router` tells which rows take which exits of one output.
 """
 
 from __future__ import annotations

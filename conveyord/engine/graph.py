@@ -9,9 +9,9 @@ How a stage ends decides how the others do, without anyone cancelling anyone:
                           pipelines, and stops once no branch is left, and so on upstream
     the run is cancelled  every stage is cancelled; nothing more is committed
 
-So whatever was sent before a failure is still written and committed, also on the branches beside the one
-that failed, other pipelines that share a stage go on, and the failure is reported with the stage's name
-once everything has come to rest.
+So whatever was sent before a failure is still written and committed by every sink but one that failed itself,
+other pipelines that share a stage go on, and the failure is reported with the stage's name once everything
+has come to rest.
 """
 
 from __future__ import annotations
