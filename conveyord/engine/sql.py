@@ -58,6 +58,7 @@ class BatchQuery:
             raise ConfigError(f"{setting} never mentions {INPUT_TABLE}, the table that holds the incoming rows")
         self._context, self._options = _session()
         self._one_at_a_time = Lock()
+        self._planned: pa.Schema | None = None  # columns for which a failure is the fault of values
         self._check_without_columns()
 
     def run(self, data: pa.RecordBatch) -> pa.RecordBatch:
@@ -70,7 +71,7 @@ class BatchQuery:
             frame = self._plan()
             schema = self._result_schema(frame, data.schema)
             # An aggregate makes a row even of no rows, which would be a record that never was.
-            batches = self._collect(frame) if data.num_rows else []
+            batches = self._collect(frame, data.schema) if data.num_rows else []
         return self._joined(batches, schema)
 
     @contextmanager
@@ -118,14 +119,16 @@ class BatchQuery:
         except ValueError as error:
             raise ConfigError(f"{self._setting} cannot work on these rows: {readable(str(error))}") from None
 
-    def _collect(self, frame: Any) -> list[pa.RecordBatch]:
+    def _collect(self, frame: Any, columns: pa.Schema) -> list[pa.RecordBatch]:
         try:
             return list(frame.collect())
         except Exception as error:  # noqa: BLE001 - DataFusion raises nothing more precise
-            try:
-                frame.execution_plan()
-            except Exception:  # noqa: BLE001 - it does not even plan, so no other rows will do better
-                raise ConfigError(f"{self._setting} cannot work on these rows: {readable(str(error))}") from None
+            if self._planned is None or not self._planned.equals(columns):
+                try:
+                    frame.execution_plan()
+                except Exception:  # noqa: BLE001 - it does not even plan, so no other rows will do better
+                    raise ConfigError(f"{self._setting} cannot work on these rows: {readable(str(error))}") from None
+                self._planned = columns
             raise BatchError(f"{self._setting} failed on a value: {readable(str(error))}") from None
 
     def _result_schema(self, frame: Any, source: pa.Schema) -> pa.Schema:
