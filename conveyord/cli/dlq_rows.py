@@ -25,7 +25,7 @@ NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # 
 def row_as_object(row: bytes) -> dict[str, Any]:
     """The one row of an IPC stream as an object of JSON values."""
     table = pa.ipc.open_stream(row).read_all()
-    values = next(value for batch in table.to_batches() for value in rows_of(batch))
+    values = next((value for batch in table.to_batches() for value in rows_of(batch)), ())  # it may have no columns
     return dict(zip(table.schema.names, values, strict=True))
 
 

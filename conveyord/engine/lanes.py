@@ -178,7 +178,9 @@ class LaneLetters:
 
     def admit(self, letter: DeadLetter) -> DeadLetter | None:
         """See `Admission`. A letter that fails where it did before keeps its key."""
-        stored = self._letters[letter.key.part // PARTS_PER_LETTER]
+        stored = self._letters.get(letter.key.part // PARTS_PER_LETTER)
+        if stored is None:  # a stage on the way does not tell its rows apart, so nor does the letter
+            return letter
         assert stored.sequence is not None
         own = stored.letter.key
         if letter.key.stage == own.stage:
