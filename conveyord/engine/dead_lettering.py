@@ -120,7 +120,9 @@ class StageLetters:
 
 def row_bytes(row: pa.RecordBatch) -> bytes:
     """One row as an Arrow IPC stream, the same for the same row whatever stood beside it in its batch."""
-    alone = row.take(pa.array([0]))  # a slice shares the bytes of its bitmaps with its neighbours
+    # A slice is written with bytes of its neighbours, and taken rows with room to spare, so each value is made anew.
+    columns = [pa.array(column.to_pylist(), column.type) for column in row.columns]
+    alone = pa.RecordBatch.from_arrays(columns, schema=row.schema) if columns else row
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, alone.schema) as writer:
         writer.write_batch(alone)
