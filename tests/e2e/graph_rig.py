@@ -97,7 +97,8 @@ class GraphJob:
         if not index.exists():
             return 0
         with closing(sqlite3.connect(f"file:{index}?mode=rw", uri=True, timeout=30)) as connection:
-            return int(connection.execute("SELECT count(*) FROM letters").fetchone()[0])
+            made = connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'letters'").fetchone()[0]
+            return int(connection.execute("SELECT count(*) FROM letters").fetchone()[0]) if made else 0
 
     def spilled(self) -> list[Path]:
         """The segments that lie in spill directories."""
