@@ -29,7 +29,7 @@ lint: setup  ## ruff, mypy --strict, import contracts, flake8-async, sizes and h
 	$(PYTEST) -q tests/test_tidy.py
 
 check: setup  ## longer proofs: kill loops, fault injection; under 30 minutes
-	$(PYTEST) -q -m check
+	$(PYTEST) -q -n 2 -m check
 
 soak: setup  ## hours of the same, before an issue is resolved
 	HYPOTHESIS_PROFILE=soak $(PYTEST) -q -m "check or soak" -o faulthandler_timeout=7200
