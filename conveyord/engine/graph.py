@@ -39,6 +39,8 @@ from conveyord.storage.spill.queue import SpillQueue
 
 log = structlog.get_logger(__name__)
 
+FINISH_SECONDS = 10.0  # to settle what spilled: a sync or two, unless the disk hangs
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
@@ -106,9 +108,10 @@ async def run_graph(
                         nursery.start_soon(_spill, link, way, failures)
                 finished.set()
     finally:
-        with trio.CancelScope(shield=True):
+        # What is not settled now comes again with the next run, and is dropped at the gate.
+        with trio.move_on_after(FINISH_SECONDS, shield=True):
             for _, way in wiring.spills:
-                await trio.to_thread.run_sync(way.finish)
+                await trio.to_thread.run_sync(way.finish, abandon_on_cancel=True)
     return failures
 
 
@@ -194,7 +197,7 @@ async def _stage(node: Node, wiring: _Wiring, drain: trio.Event, failures: Failu
     except ConveyordError as error:
         context = node.operator.context
         failures.add(context.stage, error, members=node.members, names=context.names)
-    except Exception as error:
+    except Exception as error:  # a bug, which goes on its way with the name of the stage
         error.add_note(f"in the stage {node.operator.context.stage!r}, {type(node.operator).__name__}")
         raise
     finally:

@@ -119,6 +119,7 @@ class _Room:
         return found
 
     def _take(self, data: pa.RecordBatch) -> _Piece:
+        trio.from_thread.check_cancelled()  # a search for rows may ask for thousands of pieces
         schema, fitted = grow(self.schema, data)
         if len(schema) > self._columns_max and not schema.equals(self._held):
             raise BatchError(

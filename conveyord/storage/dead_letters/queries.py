@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def condition(selection: Selection) -> tuple[str, dict[str, object]]:
     return " AND ".join(parts) or "1", values
 
 
-class LetterQueries:
+class LetterQueries(ABC):
     """Reads the letters of one directory, on the connection that a subclass has. Blocking.
 
     Where nothing failed yet there are no letters. Every method raises Corrupt if the index is damaged; a
@@ -67,9 +68,9 @@ class LetterQueries:
         self._directory = data_dir / DIRECTORY
         self._index = self._directory / INDEX_FILE
 
+    @abstractmethod
     def _connected(self) -> sqlite3.Connection | None:
         """The connection, None as long as there is no index."""
-        raise NotImplementedError
 
     def groups(self, selection: Selection = EVERYTHING) -> list[Group]:
         """The letters that are not replayed, by pipeline, stage and code, most letters first."""
