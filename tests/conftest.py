@@ -17,7 +17,7 @@ _SLOW = [HealthCheck.too_slow]
 
 settings.register_profile("dev", max_examples=50, deadline=None, suppress_health_check=_SLOW)
 settings.register_profile(
-    "ci", max_examples=200, deadline=None, derandomize=True, print_blob=True, suppress_health_check=_SLOW
+    "ci", max_examples=50, deadline=None, derandomize=True, print_blob=True, suppress_health_check=_SLOW
 )
 settings.register_profile(
     "soak", max_examples=5_000, stateful_step_count=200, deadline=None, suppress_health_check=_SLOW

@@ -185,11 +185,12 @@ class LaneLetters:
         own = stored.letter.key
         if letter.key.stage == own.stage:
             letter = replace(letter, key=own)
-        else:
-            self.moved.add(stored.id)
         below = self._lacks.below(letter.key) or frozenset()
         lane = below & self._lane.sinks
-        return letter if not lane else only_for(letter, lane - self.has(stored.sequence, lane), below)
+        admitted = letter if not below else only_for(letter, lane - self.has(stored.sequence, lane), below)
+        if admitted is not None and admitted.key != own:
+            self.moved.add(stored.id)
+        return admitted
 
     def drop_unsent(self, store: DeadLetterStore, pipeline: str, *, copied_to: int) -> None:
         """Take what failed in later stages from the sinks that get the letters it came from once more. Blocking."""

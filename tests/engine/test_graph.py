@@ -86,7 +86,7 @@ def test_a_bug_is_not_swallowed_and_nothing_more_is_committed(tmp_path: Path) ->
     assert arrived(world) == []
 
 
-async def test_drain_ends_the_run_and_keeps_what_was_read(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_drain_ends_the_run_and_keeps_what_was_read(tmp_path: Path, hasty_clock: MockClock) -> None:
     world, drain = World({"t": numbered(100_000)}, delays=Random(0)), trio.Event()
 
     async def stop_soon(prepared: Prepared) -> None:
@@ -101,7 +101,7 @@ async def test_drain_ends_the_run_and_keeps_what_was_read(tmp_path: Path, autoju
 
 
 async def test_a_cancelled_run_commits_nothing_more_and_the_next_goes_on(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, hasty_clock: MockClock
 ) -> None:
     world = World({"t": numbered(200)}, delays=Random(1))
     pipe = pipeline(
@@ -211,7 +211,7 @@ def test_a_transform_is_tried_again_as_often_as_its_pipeline_says(
     assert outcome.letters == []
 
 
-async def test_waits_between_attempts_grow_and_are_bounded(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_waits_between_attempts_grow_and_are_bounded(tmp_path: Path, hasty_clock: MockClock) -> None:
     policy = DeadLetterPolicy(max_retries=200, retry=RETRY)
     world = World({"t": numbered(4)}, source_faults={"in": [0] * 200})
     before = trio.current_time()
@@ -220,7 +220,7 @@ async def test_waits_between_attempts_grow_and_are_bounded(tmp_path: Path, autoj
     assert 20 < trio.current_time() - before < 200 * RETRY.cap_seconds
 
 
-async def test_drain_ends_the_wait_for_the_next_attempt(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_drain_ends_the_wait_for_the_next_attempt(tmp_path: Path, hasty_clock: MockClock) -> None:
     policy = DeadLetterPolicy(max_retries=10**6, retry=RETRY)
     world, drain = World({"t": numbered(4)}, source_faults={"in": [0] * 10**5}), trio.Event()
 

@@ -58,7 +58,7 @@ def test_order_is_kept_and_nothing_lost_however_little_fits(
     assert frames(outcome.prepared).frames == 0
 
 
-async def test_the_quick_sink_does_not_wait_for_the_slow_one(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_the_quick_sink_does_not_wait_for_the_slow_one(tmp_path: Path, hasty_clock: MockClock) -> None:
     world = World({"t": numbered(400)}, delays=Random(0))
     ahead = []
     world.watchers.append(lambda: ahead.append(end(world, "quick") - end(world, "slow")))
@@ -76,7 +76,7 @@ async def test_the_quick_sink_does_not_wait_for_the_slow_one(tmp_path: Path, aut
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_a_frame_is_settled_only_once_its_sink_has_it(
-    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, seed: int
+    tmp_path: Path, hasty_clock: MockClock, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     world = World({"t": numbered(120)}, delays=Random(seed))
     ends: dict[int, int] = {}
@@ -118,7 +118,7 @@ def failing(times: int, real: Callable[..., int]) -> Callable[..., int]:
 
 @pytest.mark.parametrize("times", [1, 5, 10**6])
 async def test_a_full_disk_slows_the_source_and_the_run_ends_right(
-    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, times: int
+    tmp_path: Path, hasty_clock: MockClock, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     monkeypatch.setattr(SpillQueue, "append", failing(times, SpillQueue.append))
     world = World({"t": numbered(120)}, delays=Random(2))
@@ -129,7 +129,7 @@ async def test_a_full_disk_slows_the_source_and_the_run_ends_right(
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_a_damaged_frame_fails_its_edge_and_the_others_drain(
-    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, seed: int
+    tmp_path: Path, hasty_clock: MockClock, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     world = World({"t": numbered(200)}, delays=Random(seed))
     append = SpillQueue.append
@@ -158,7 +158,7 @@ async def test_a_damaged_frame_fails_its_edge_and_the_others_drain(
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_runs_that_are_stopped_anywhere_lose_and_double_nothing(
-    tmp_path: Path, autojump_clock: MockClock, seed: int
+    tmp_path: Path, hasty_clock: MockClock, seed: int
 ) -> None:
     world, random = World({"t": numbered(200)}, delays=Random(seed)), Random(seed)
     rounds = 0
