@@ -227,6 +227,11 @@ class Transform(Operator):
     outputs: ClassVar[tuple[str, ...]] = ()
     """The names of outputs beside the main one, from which edges may leave as `stage.output`."""
 
+    @classmethod
+    def outputs_of(cls, config: OperatorConfig) -> tuple[str, ...]:  # noqa: ARG003 - for those who override it
+        """`outputs`, for transforms whose options name them."""
+        return cls.outputs
+
     @abstractmethod
     async def run(self, inbound: Inbound, outbound: Outbound) -> None:
         """Consume `inbound` up to its `Eos`, flush, and return."""

@@ -252,7 +252,7 @@ class _Lowering:
         """The extra outputs by stage. A stage whose operator is not known is left out: anything goes."""
         known = {}
         for stage in graph.stages:
-            outputs = self._operators.outputs(stage.kind, stage.type) if stage.type else None
+            outputs = self._operators.outputs(stage.kind, stage.type, stage.options) if stage.type else None
             if outputs is not None:
                 known[stage.name] = outputs
         return known

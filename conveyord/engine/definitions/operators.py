@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from conveyord.core.errors import ConfigError
-from conveyord.engine.contracts import Operator
+from conveyord.engine.contracts import Operator, Transform
 from conveyord.engine.definitions.written import Written
 from conveyord.engine.model_keys import with_canonical_keys
 from conveyord.engine.registry import Kind, Registry, validate_options
@@ -38,10 +38,19 @@ class OperatorChecks:
         """Whether `name` is an operator's type."""
         return f"{kind}.{name}" in self._registry.by_name
 
-    def outputs(self, kind: Kind, type_name: str) -> tuple[str, ...] | None:
-        """The extra outputs of a type. None if there is no such type."""
+    def outputs(self, kind: Kind, type_name: str, options: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """The extra outputs of a stage. None if they cannot be known: no such type, or its options are wrong."""
         found = self.find(kind, type_name)
-        return None if isinstance(found, str) else tuple(getattr(found, "outputs", ()))
+        if isinstance(found, str):
+            return None
+        if not issubclass(found, Transform):
+            return ()
+        if found.outputs_of.__func__ is Transform.outputs_of.__func__:  # type: ignore[attr-defined]
+            return found.outputs
+        try:
+            return found.outputs_of(validate_options(found, dict(options)))
+        except ValidationError:
+            return None
 
     def check(self, written: Written, kind: Kind, type_name: str, options: Mapping[str, Any], *, base: Path) -> None:
         """Remember what is wrong with the options of one stage.
