@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from conveyord.cli.dlq_selection import moment
 from conveyord.core.errors import ConfigError
+from conveyord.core.flow.dead_letters import PARTS_PER_LETTER
 
 if TYPE_CHECKING:
     from conveyord.storage.dead_letters.letters import StoredLetter
@@ -28,7 +29,7 @@ SUFFIXES = (".jsonl", ".parquet")
 def place_of(stored: StoredLetter) -> str:
     """Where the record stands: `in: /data/a.jsonl, offset 17`, and which of its rows if it became several."""
     key = stored.letter.key
-    part = f", row {key.part}" if key.part else ""
+    part = f", row {key.part}" if 0 < key.part < PARTS_PER_LETTER else ""
     return f"{key.partition.source}: {key.partition.name}, offset {key.offset}{part}"
 
 

@@ -110,6 +110,7 @@ def _as_object(report: ReplayReport) -> dict[str, Any]:
         "replayed": report.replayed,
         "failed_again": report.failed_again,
         "waiting": report.waiting,
+        "absent": dict(report.absent),
         "unusable": report.unusable,
         "error": None if error is None else {"code": error.code, "message": str(error), "stage": report.stage},
     }
@@ -119,6 +120,8 @@ def _as_text(report: ReplayReport) -> str:
     parts = [f"{report.replayed:,} replayed", f"{report.failed_again:,} failed again"]
     if report.waiting:
         parts.append(f"{report.waiting:,} wait until `conveyord run` has passed their records")
+    for name, count in sorted(report.absent.items()):
+        parts.append(f"{count:,} wait for {name!r}, which this definition does not have")
     if report.unusable:
         parts.append(f"{report.unusable:,} cannot be replayed; `conveyord dlq show` says why")
     return f"{report.pipeline}: {', '.join(parts)}"

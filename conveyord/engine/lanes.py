@@ -29,7 +29,7 @@ LETTERS_PER_BATCH = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """Where letters go on, and for which sinks. No sinks: none behind the stage keeps positions."""
+    """Where letters go on, and for which sinks of the pipeline. No sinks: none behind the stage keeps positions."""
 
     point: Point
     sinks: frozenset[str]
@@ -179,15 +179,17 @@ class LaneLetters:
     def admit(self, letter: DeadLetter) -> DeadLetter | None:
         """See `Admission`. A letter that fails where it did before keeps its key."""
         stored = self._letters.get(letter.key.part // PARTS_PER_LETTER)
+        below = self._lacks.below(letter.key) or frozenset()
+        lane = below & self._lane.sinks
         if stored is None:  # a stage on the way does not tell its rows apart, so nor does the letter
-            return letter
+            return letter if not below else only_for(letter, lane)
         assert stored.sequence is not None
         own = stored.letter.key
         if letter.key.stage == own.stage:
-            letter = replace(letter, key=own)
-        below = self._lacks.below(letter.key) or frozenset()
-        lane = below & self._lane.sinks
-        admitted = letter if not below else only_for(letter, lane - self.has(stored.sequence, lane), below)
+            # What stays queued for sinks that are not here keeps its place, and its number.
+            others = (stored.letter.sinks or frozenset()) - self._lane.sinks
+            letter = replace(letter, key=replace(own, part=stored.id * PARTS_PER_LETTER) if others else own)
+        admitted = letter if not below else only_for(letter, lane - self.has(stored.sequence, lane))
         if admitted is not None and admitted.key != own:
             self.moved.add(stored.id)
         return admitted
@@ -203,10 +205,12 @@ class LaneLetters:
                 continue
             assert ancestor.sequence is not None
             again = (meant & self._lane.sinks) - self.has(ancestor.sequence, meant)
-            if again == meant:
+            if not again:
+                continue
+            if left := (stored.letter.sinks or frozenset()) - again:
+                fewer[stored.id] = left
+            else:
                 unsent.append(stored.id)
-            elif again:
-                fewer[stored.id] = meant - again
         store.restrict(fewer)
         store.drop(pipeline, unsent, copied_to=copied_to)
 

@@ -90,11 +90,19 @@ class Lacks:
         return self._below[key.stage]
 
     def meant(self, letter: DeadLetter) -> frozenset[str] | None:
-        """The sinks that a letter is for; None if there is no place for it any more."""
+        """The sinks of this pipeline that a letter is for; None if there is no place for it at the moment.
+
+        Empty if none that keeps positions was behind its stage when it failed.
+        """
         below = self.below(letter.key)
         if below is None or letter.sinks is None:
-            return below
+            return None if below is None else frozenset()
         return (letter.sinks & below) or None
+
+    def absent(self, letter: DeadLetter) -> frozenset[str]:
+        """What a letter waits for that the pipeline does not have: its stage, or else sinks."""
+        below = self.below(letter.key)
+        return frozenset([letter.key.stage]) if below is None else (letter.sinks or frozenset()) - below
 
     def past(self, key: LetterKey, sinks: Iterable[str]) -> frozenset[str]:
         """Those of `sinks` that are past the record of a letter."""
@@ -115,38 +123,39 @@ class Lacks:
         record was only read again for a sink that it does not reach.
         """
         below = self.below(letter.key)
-        return letter if not below else only_for(letter, below - self.past(letter.key, below), below)
+        return letter if not below else only_for(letter, below - self.past(letter.key, below))
 
 
-def only_for(letter: DeadLetter, lacking: frozenset[str], below: frozenset[str]) -> DeadLetter | None:
-    """`letter` for those of `below` that lack it; None if none does."""
-    if not lacking:
-        return None
-    return replace(letter, sinks=None if lacking == below else lacking)
+def only_for(letter: DeadLetter, lacking: frozenset[str]) -> DeadLetter | None:
+    """`letter` for the sinks that lack it; None if none does.
+
+    They are named even if all do: a sink that is taken out of the pipeline for a while keeps its claim.
+    """
+    return replace(letter, sinks=lacking) if lacking else None
 
 
 def drop_unread(store: DeadLetterStore, pipeline: Pipeline, lacks: Lacks, *, copied_to: int) -> int:
     """Take letters from the sinks that have not passed their records, which are read again. Blocking.
 
-    A letter for which no sink is left is deleted; returns how many are. Letters stay as they are whose stage
-    the pipeline does not have any more, or whose sinks keep no positions. Those that `dlq.sink` has keep their
-    ids, so that it gets no second copy if they fail again. Raises Refused if one is queued for replay.
+    A letter for which no sink is left is deleted; returns how many are. Sinks that the pipeline does not have at
+    the moment keep theirs, and letters stay as they are whose stage it does not have, or whose sinks keep no
+    positions. Those that `dlq.sink` has keep their ids, so that it gets no second copy if they fail again.
+    Raises Refused if one is queued for replay to a sink for which its record would be read again.
     """
     unread: list[int] = []
     fewer: dict[int, frozenset[str]] = {}
     for stored in store.select(Selection(pipeline=pipeline.identity), payloads=False):
-        is_queued = stored.state == "queued"
-        meant = lacks.below(stored.letter.key) if is_queued else lacks.meant(stored.letter)
-        past = lacks.past(stored.letter.key, meant or ())
-        if not meant or past == meant:
+        meant = lacks.meant(stored.letter)
+        again = (meant or frozenset()) - lacks.past(stored.letter.key, meant or ())
+        if not again:
             continue
-        if is_queued:
+        if stored.state == "queued":
             raise Refused(
                 f"pipeline {pipeline.identity}: dead letter {stored.id} is queued for replay, and its record would be "
-                f"read again for {', '.join(sorted(meant - past))}; finish the replay with `conveyord dlq replay` first"
+                f"read again for {', '.join(sorted(again))}; finish the replay with `conveyord dlq replay` first"
             )
-        if past:
-            fewer[stored.id] = past
+        if left := (stored.letter.sinks or frozenset()) - again:
+            fewer[stored.id] = left
         else:
             unread.append(stored.id)
     store.restrict(fewer)

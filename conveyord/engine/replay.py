@@ -8,9 +8,10 @@ next one. Letters of one stage for the same sinks are a *lane*: queued, sent and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import trio
@@ -43,14 +44,16 @@ class ReplayReport:
     """What became of the letters of one pipeline.
 
     replayed: their rows are where they belong. failed_again: still dead letters, perhaps of a later stage.
-    waiting: a sink has not passed their record yet, so a normal run must come first. unusable: their content
-    is damaged, was never kept, or their stage is gone. error: why the replay ended early; the next goes on.
+    waiting: a sink has not passed their record yet, so a normal run must come first. absent: how many wait for a
+    stage or a sink that the definition does not have, by its name. unusable: their content is damaged or was
+    never kept. error: why the replay ended early; the next goes on.
     """
 
     pipeline: str
     replayed: int = 0
     failed_again: int = 0
     waiting: int = 0
+    absent: Counter[str] = field(default_factory=Counter)
     unusable: int = 0
     error: ConveyordError | None = None
     stage: str | None = None
@@ -85,13 +88,22 @@ class _Replaying:
             if self.report.error is not None or drain.is_set():
                 return
         for lane, ids in (await self._chosen(selection)).items():
-            # From here on a sink that is new to the pipeline is no sink of these letters.
-            await self._box.ask(self._box.store.restrict, dict.fromkeys(ids, lane.sinks))
             queue = partial(self._box.store.queue_replay, identity, Selection(ids=tuple(ids)), above=self._highest)
             await self._box.ask(queue)
             await self._send(lane, drain)
             if self.report.error is not None or drain.is_set():
                 return
+
+    async def count_absent(self, selection: Selection) -> None:
+        """Count the letters that are left because the definition has no place for them."""
+        async with AsyncExitStack() as stack:
+            lacks = Lacks(self._pipeline, (await self._open(stack)).held)
+
+        def count() -> None:
+            for stored in self._box.store.select(replace(selection, pipeline=self._pipeline.identity), payloads=False):
+                self.report.absent.update(lacks.absent(stored.letter))
+
+        await self._box.ask(count)
 
     async def _left(self) -> list[Lane]:
         """Where letters are queued that an earlier replay did not settle, lowest number first."""
@@ -104,9 +116,7 @@ class _Replaying:
                 if stored.sequence is None:
                     continue
                 lane = self._lane(stored, lacks)
-                if lane is None:
-                    self.report.unusable += 1
-                else:
+                if lane is not None:
                     lanes[lane] = min(stored.sequence, lanes.get(lane, stored.sequence))
             return sorted(lanes, key=lambda lane: lanes[lane])
 
@@ -130,8 +140,8 @@ class _Replaying:
                     continue
                 lane = self._lane(stored, lacks)
                 if lane is None:
-                    self.report.unusable += 1
-                elif lacks.past(stored.letter.key, lane.sinks) != lane.sinks:
+                    continue
+                if lacks.past(stored.letter.key, lane.sinks) != lane.sinks:
                     self.report.waiting += 1
                 else:
                     chosen.setdefault(lane, []).append(stored.id)
@@ -163,7 +173,8 @@ class _Replaying:
             selection = Selection(ids=tuple(queued))
             fences = [positions for sink in sorted(lane.sinks) if (positions := session.held[sink]) is not None]
             done = min((one[lane.partition].offset if lane.partition in one else 0 for one in fences), default=0)
-            self.report.replayed += await ask(store.settle_replays, identity, done, now_micros(), selection)
+            settle = partial(store.settle_replays, identity, selection=selection, sinks=lane.sinks)
+            self.report.replayed += await ask(settle, done, now_micros())
             failing = LaneLetters(lane, lacks, session.held, queued)
             copied = copied_to(self._pipeline, session.held)
             await ask(partial(failing.drop_unsent, store, identity, copied_to=copied))
@@ -180,7 +191,7 @@ class _Replaying:
             first = failures.all[0]
             self.report.error, self.report.stage = first.error, first.stage
             return
-        settled = await ask(store.settle_replays, identity, source.sent_up_to, now_micros(), selection)
+        settled = await ask(settle, source.sent_up_to, now_micros())
         self.report.replayed += settled - len(failing.moved)
 
     def _queued_in(self, lane: Lane, lacks: Lacks) -> dict[int, StoredLetter]:
@@ -242,6 +253,7 @@ async def replay(
         for pipeline in request.pipelines:
             replaying = _Replaying(request, registry, pipeline, box)
             await replaying.run(selection, drain)
+            await replaying.count_absent(selection)
             reports.append(replaying.report)
             if replaying.report.error is not None:
                 break

@@ -15,7 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
-from conveyord.storage.spill.disk import truncate
+from conveyord.storage.disk import truncate
 from conveyord.storage.spill.queue import SpillQueue
 from tests.storage.power_cut_child import cut
 from tests.storage.spill_rig import batch, meta, opened, segments, value_of

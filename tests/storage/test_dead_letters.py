@@ -463,7 +463,12 @@ def test_a_letter_is_for_the_sinks_it_came_with_until_another_failure_adds_some(
         assert store.get(2).letter.sinks == {"c"}
         store.queue_replay(PIPELINE, EVERYTHING, above=40)
         assert [number for number, _ in store.queued(PIPELINE, 0, 10)] == [41, 42]
-        assert store.settle_replays(PIPELINE, 42, 3, Selection(ids=(1,))) == 1
+        assert store.settle_replays(PIPELINE, 42, 3, Selection(ids=(1,)), sinks=["a"]) == 1
+        assert store.get(1).letter.sinks == {"b"}
+        assert [number for number, _ in store.queued(PIPELINE, 0, 10)] == [41, 42], "it waits for the other"
+        assert store.settle_replays(PIPELINE, 42, 3, Selection(ids=(1,)), sinks=["a"]) == 0
+        assert store.settle_replays(PIPELINE, 42, 3, Selection(ids=(1,)), sinks=["b"]) == 1
+        assert store.get(1).state == "replayed"
         store.put([letter(10, sinks=frozenset({"d"})), letter(20)], 4)
         assert (store.get(1).letter.sinks, store.get(2).letter.sinks) == ({"d"}, None)
 
@@ -474,6 +479,16 @@ def test_another_row_for_other_sinks_does_not_take_a_letters_place(data_dir: Pat
         store.put([letter(10, row=b"second", sinks=frozenset({"b"}))], 2)
         found = {stored.letter.row: stored.letter.sinks for stored in store.select(EVERYTHING)}
         assert found == {b"first": {"a"}, b"second": {"b"}}
+
+
+def test_a_letter_that_is_queued_makes_way_for_one_of_other_sinks_and_keeps_its_number(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(10, sinks=frozenset({"a"}))], 1)
+        store.queue_replay(PIPELINE, EVERYTHING)
+        for _ in range(2):
+            store.put([letter(10, sinks=frozenset({"b"}))], 2)
+        found = {stored.state: (stored.sequence, stored.letter.sinks) for stored in store.select(EVERYTHING)}
+        assert found == {"queued": (1, {"a"}), "dead": (None, {"b"})}
 
 
 def test_letters_whose_records_are_read_again_are_not_counted_as_purged(data_dir: Path) -> None:

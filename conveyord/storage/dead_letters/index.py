@@ -15,13 +15,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 from conveyord.storage.dead_letters.faults import damaged_index, translated
-from conveyord.storage.dead_letters.segments import segments_on_disk, sync_directory
+from conveyord.storage.dead_letters.segments import segments_on_disk
+from conveyord.storage.disk import sync_directory
 
 DIRECTORY = "dead-letters"
 INDEX_FILE = "index.db"
 LOCK_WAIT_SECONDS = 30  # nobody but a checkpoint or a copying backup holds the file, and both are short
 WAL_BYTES_KEPT = 4 * 1024 * 1024  # what a checkpoint leaves of the WAL; as much as gathers between two
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # The triggers keep `segments` true whatever moves a letter, so that no statement can forget it.
 SCHEMA = """
@@ -47,7 +48,7 @@ CREATE TABLE letters (
     state TEXT NOT NULL DEFAULT 'dead',
     sequence INTEGER,
     edited INTEGER NOT NULL DEFAULT 0,
-    sinks TEXT,  -- a JSON array of those that lack it; NULL for all behind the stage
+    sinks TEXT,  -- a JSON array of those that lack it; NULL if none behind the stage keeps positions
     segment INTEGER,  -- NULL once replayed: the payload is gone
     position INTEGER,
     length INTEGER,

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from conveyord.storage.disk import sync_directory
+
 HEADER = struct.Struct("<II")  # bytes of the payload, its CRC-32
 NAME = re.compile(r"segment-(\d{8,})\.bin")
 
@@ -89,15 +91,6 @@ def read_frame(directory: Path, place: Place) -> bytes:
 def payload_of(frame: bytes) -> Payload:
     """What a checked frame holds."""
     return Payload(*_decode(memoryview(frame)[HEADER.size :]))
-
-
-def sync_directory(path: Path) -> None:
-    """Blocking. Put the entries of one directory on disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class SegmentWriter:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from conveyord.core.errors import ConfigError, Refused, StorageFull
-from conveyord.core.flow.dead_letters import PARTS_PER_LETTER, DeadLetter
+from conveyord.core.flow.dead_letters import DeadLetter
 from conveyord.core.units import format_bytes
 from conveyord.storage.dead_letters.index import exists
 from conveyord.storage.dead_letters.letters import EVERYTHING, Selection
@@ -33,25 +33,35 @@ VALUES ((SELECT id FROM copied WHERE (pipeline, source, "partition", "offset", s
 ON CONFLICT (pipeline, source, "partition", "offset", stage, part) DO UPDATE SET
     code = excluded.code, message = excluded.message, attempts = attempts + excluded.attempts,
     last_micros = excluded.last_micros, state = 'dead', sequence = NULL, edited = 0,
-    sinks = CASE WHEN state <> 'dead' THEN excluded.sinks WHEN sinks IS NOT NULL AND excluded.sinks IS NOT NULL THEN
+    sinks = CASE WHEN state <> 'dead' OR sinks IS NULL THEN excluded.sinks WHEN excluded.sinks IS NULL THEN sinks ELSE
         (SELECT json_group_array(value) FROM
             (SELECT value FROM json_each(letters.sinks) UNION SELECT value FROM json_each(excluded.sinks))) END,
     segment = excluded.segment, position = excluded.position, length = excluded.length, crc = excluded.crc
 """
 
-# Where an earlier stage of a record with several rows was mended, a later one numbers its rows in another way: then
-# the letter of one row would take the place of another's, which is for other sinks.
-ASIDE = f"""
-UPDATE letters SET part = id * {PARTS_PER_LETTER}
-WHERE (pipeline, source, "partition", "offset", stage, part) = (?1, ?2, ?3, ?4, ?5, ?6) AND state = 'dead'
-    AND sinks IS NOT NULL AND ?12 IS NOT NULL AND (length, crc) <> (?15, ?16)
-"""  # noqa: S608 - ours
+# A key may come back for other sinks. Where an earlier stage of a record with several rows was mended, a later one
+# numbers its rows in another way, and the letter of one row would take the place of another's; and one that is queued
+# waits for its own sinks, of which some may not be in the pipeline at the moment.
+ASIDE = """
+UPDATE letters SET part = -id
+WHERE (pipeline, source, "partition", "offset", stage, part) = (?1, ?2, ?3, ?4, ?5, ?6)
+    AND (state = 'queued' OR state = 'dead' AND (length, crc) <> (?15, ?16))
+    AND sinks IS NOT NULL AND ?12 IS NOT NULL
+    AND NOT EXISTS (SELECT 1 FROM json_each(sinks) AS kept JOIN json_each(?12) AS come ON kept.value = come.value)
+"""
 
 SETTLE = """
 UPDATE letters SET state = 'replayed', sequence = NULL, last_micros = :at,
     segment = NULL, position = NULL, length = NULL, crc = NULL
 WHERE pipeline = :of AND sequence <= :up_to AND state = 'queued'
 """
+OTHERS = "(SELECT value FROM json_each(sinks) WHERE value NOT IN (SELECT value FROM json_each(:sinks)))"
+
+SETTLE_IN_PART = f"""
+UPDATE letters SET sinks = (SELECT json_group_array(value) FROM {OTHERS})
+WHERE pipeline = :of AND sequence <= :up_to AND state = 'queued'
+    AND EXISTS (SELECT 1 FROM json_each(sinks) WHERE value IN (SELECT value FROM json_each(:sinks)))
+"""  # noqa: S608 - ours
 
 KEY = 'pipeline, source, "partition", "offset", stage, part'
 
@@ -151,23 +161,30 @@ class DeadLetterStore(LetterQueries):
         return len(ids)
 
     def settle_replays(
-        self, pipeline: str, up_to_sequence: int, at_micros: int, selection: Selection = EVERYTHING
+        self,
+        pipeline: str,
+        up_to_sequence: int,
+        at_micros: int,
+        selection: Selection = EVERYTHING,
+        *,
+        sinks: Iterable[str] = (),
     ) -> int:
-        """What is selected and still queued up to `up_to_sequence` was replayed: drop its payload. Returns how many.
+        """What is selected and still queued up to `up_to_sequence` has arrived at `sinks`. Returns how many letters.
 
-        Call it only when the fence covers that sequence number: a letter that failed again has left the queue by
-        its `put`, and one that is withdrawn too.
+        The payload of a letter for none but them is dropped. One that is for others as well stays queued for
+        those, under its number, by which they can tell whether they have it. Call it only when the fences of `sinks`
+        cover that number: a letter that failed again has left the queue by its `put`, and one that is withdrawn too.
         """
         room = self._existing()
         if room is None:
             return 0
         where, values = condition(selection)
+        values |= {"at": at_micros, "of": pipeline, "up_to": up_to_sequence, "sinks": _names(sinks)}
         with room.writing() as sql:
-            settled = sql.execute(
-                f"{SETTLE} AND {where}", {**values, "at": at_micros, "of": pipeline, "up_to": up_to_sequence}
-            ).rowcount
+            settled = sql.execute(f"{SETTLE} AND {where} AND NOT EXISTS {OTHERS}", values).rowcount
             _count(sql, "replayed", settled)
-        return settled
+            less = sql.execute(f"{SETTLE_IN_PART} AND {where}", values).rowcount
+        return settled + less
 
     def withdraw(self, ids: Sequence[int]) -> int:
         """Take letters out of the queue that were never sent, such as damaged ones: they are dead again."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from conveyord.core.errors import ConveyordError, Retryable, StorageFull
+from conveyord.storage.disk import FULL_ERRNOS
 
-FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 READ_BYTES = 1024 * 1024  # one read while checksums are computed; more would only cost memory
 
 Bytes = bytes | memoryview
@@ -34,20 +34,6 @@ def translating(path: Path) -> Iterator[None]:
         raise translated(error, path) from error
 
 
-def write_all(descriptor: int, parts: Sequence[Bytes], offset: int) -> None:
-    """Blocking. Write `parts` one after the other from `offset` on, however often the kernel stops short."""
-    left = [memoryview(part) for part in parts if len(part)]
-    while left:
-        written = os.pwritev(descriptor, left, offset)
-        if written == 0:
-            raise OSError(errno.EIO, "a write wrote nothing")
-        offset += written
-        while left and written >= len(left[0]):
-            written -= len(left.pop(0))
-        if written:
-            left[0] = left[0][written:]
-
-
 def read_exactly(descriptor: int, size: int, offset: int) -> bytes:
     """Blocking. The `size` bytes at `offset`, fewer only where the file ends."""
     data = os.pread(descriptor, size, offset)
@@ -58,22 +44,3 @@ def read_exactly(descriptor: int, size: int, offset: int) -> bytes:
         parts.append(data)
         got += len(data)
     return b"".join(parts)
-
-
-def sync_directory(path: Path) -> None:
-    """Blocking. Put the entries of one directory on disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def truncate(path: Path, size: int) -> None:
-    """Blocking. Cut `path` to `size` bytes, on disk when it returns."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.ftruncate(descriptor, size)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from conveyord.storage.spill.disk import sync_directory, write_all
+from conveyord.storage.disk import sync_directory, write_all
 
 LEDGER_FILE = "ledger"
 SLOT_BYTES = 4096  # a page and a sector each, so that one torn write cannot reach both

@@ -28,8 +28,9 @@ import pyarrow as pa
 
 from conveyord.core.errors import Corrupt, Refused, StorageFull
 from conveyord.core.units import format_bytes
+from conveyord.storage.disk import sync_directory, truncate, write_all
 from conveyord.storage.spill.budget import SpillBudget
-from conveyord.storage.spill.disk import Bytes, sync_directory, translated, translating, truncate, write_all
+from conveyord.storage.spill.disk import Bytes, translated, translating
 from conveyord.storage.spill.frames import FrameMeta, decode_meta, decode_payload, encode_frame
 from conveyord.storage.spill.ledger import Ledger
 from conveyord.storage.spill.quarantine import QUARANTINE_BYTES, Quarantine

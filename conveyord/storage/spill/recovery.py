@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from conveyord.storage.spill.disk import sync_directory, translating, truncate
+from conveyord.storage.disk import sync_directory, truncate
+from conveyord.storage.spill.disk import translating
 from conveyord.storage.spill.examination import Examination, examine
 from conveyord.storage.spill.ledger import Ledger
 from conveyord.storage.spill.quarantine import QUARANTINE_BYTES, Quarantine, Quarantined
