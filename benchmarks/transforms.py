@@ -21,11 +21,13 @@ from random import Random
 import pyarrow as pa
 import trio
 
+from conveyord.core.pipeline.graph import SchemaContract
 from conveyord.engine.batch_transform import BatchTransform
 from conveyord.engine.contracts import OperatorContext
-from conveyord.engine.schema import fit, grow
+from conveyord.engine.schema import fit, grow, held_to
 from conveyord.operators.transform_filter import FilterTransform
 from conveyord.operators.transform_json_flatten import JsonFlattenTransform
+from conveyord.operators.transform_schema_evolution import SchemaEvolutionTransform
 from conveyord.operators.transform_sql_transform import SqlTransform
 
 BASELINE = "copy"
@@ -79,6 +81,11 @@ def candidates(nested: pa.RecordBatch) -> dict[str, Callable[[], object]]:
     indices = pa.array(range(nested.num_rows))
     wider = flat.schema.append(pa.field("new", pa.string()))
     doubles = flat.schema.set(flat.schema.get_field_index("properties_time"), pa.field("properties_time", pa.float64()))
+    evolving = SchemaEvolutionTransform(SchemaEvolutionTransform.Config(), context)
+    evolving.apply(flat.append_column("more", indices))
+    strict = SchemaEvolutionTransform(SchemaEvolutionTransform.Config(strict_mode=True), context)
+    strict.apply(doubled := flat.cast(doubles))
+    frozen, narrow = SchemaContract(columns="freeze", types="freeze"), nested.schema.remove(2)
     return {
         BASELINE: lambda: flat.take(indices),
         "json_flatten": lambda: flatten.apply(nested),
@@ -91,6 +98,10 @@ def candidates(nested: pa.RecordBatch) -> dict[str, Callable[[], object]]:
         "fit, equal schema": lambda: fit(flat, flat.schema),
         "grow, one column missing": lambda: grow(wider, flat),
         "grow, long into double": lambda: grow(doubles, flat),
+        "schema_evolution, one column missing": lambda: evolving.apply(flat),
+        "schema_evolution, strict, as the law says": lambda: strict.apply(doubled),
+        "schema_evolution, strict, long for double": lambda: strict.apply(flat),
+        "contract, a struct that every row has is refused": lambda: held_to(frozen, nested, narrow),
     }
 
 

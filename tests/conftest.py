@@ -7,9 +7,11 @@ for hours. Choose one with HYPOTHESIS_PROFILE.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 # A busy two-core machine stalls for seconds at times; time is no verdict in these tests.
@@ -31,3 +33,10 @@ def data_dir(tmp_path: Path) -> Path:
     path = tmp_path / "data"
     path.mkdir()
     return path
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """A verb that is run in this process sets up logging; the next test looks at what it finds."""
+    yield
+    structlog.reset_defaults()

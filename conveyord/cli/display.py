@@ -175,6 +175,8 @@ def summary_text(summary: RunSummary, *, hints: Sequence[tuple[str, str]]) -> st
         pairs.append(("skipped", counted(summary.skipped, "bad record")))
     if summary.dead_letters:
         pairs.append(("dead letters", f"{summary.dead_letters:,}   conveyord dlq list"))
+    if summary.discarded_values:
+        pairs.append(("discarded", f"{counted(summary.discarded_values, 'value')}, as the schema contract says"))
     pairs.append(("rows out", f"{summary.rows_out:,}"))
     for sink in summary.sinks:
         pairs.append((sink.name, _written(sink.rows, sink.files, sink.commits)))

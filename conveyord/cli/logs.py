@@ -42,7 +42,6 @@ def configure_logs(*, level: str, form: str) -> None:
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(file=cast(TextIO, _Stderr())),
-        cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(cast(TextIO, _Stderr()))
     handler.setFormatter(

@@ -33,7 +33,8 @@ def query(
     """Run one SELECT over tables named NAMESPACE.TABLE.
 
     Names are case-sensitive. Nothing can be changed; a pipeline may run meanwhile. `SHOW TABLES` lists
-    what there is, `EXPLAIN SELECT ...` shows the plan.
+    what there is, `EXPLAIN SELECT ...` shows the plan, and NAMESPACE.TABLE$schemas is the history of a
+    table's schema.
     """
     from conveyord.cli.tables import rows_of, write_csv, write_json, write_table
     from conveyord.core.errors import ConfigError, ConveyordError

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict
 from conveyord.core.errors import ConfigError, ConveyordError, Retryable
 from conveyord.core.flow.positions import Positions, Span
 from conveyord.core.flow.tally import Tally
-from conveyord.core.pipeline.graph import RETRIES_MAX, RETRY
+from conveyord.core.pipeline.graph import RETRIES_MAX, RETRY, SchemaContract
 from conveyord.core.retry import Backoff
 from conveyord.engine.messages import Batch, Message, Watermark
 from conveyord.engine.origin import Place
@@ -118,6 +118,8 @@ class OperatorContext:
     dead_letters: DeadLetters | None = None
     """Where records go that fail for ever. None: the pipeline has no `dlq`, so a stage stops at the first."""
     retries: Retries = field(default_factory=Retries)
+    contract: SchemaContract = field(default_factory=SchemaContract)
+    """What a sink does with rows that its table has no place for."""
     names: Mapping[str, str] = field(default_factory=dict)
     """What each pipeline that shares this stage calls it."""
 
@@ -239,18 +241,24 @@ class Transform(Operator):
 
 @dataclass(frozen=True, slots=True)
 class SinkReport:
-    """What a sink wrote in this run, for the summary."""
+    """What a sink wrote in this run, for the summary.
+
+    discarded_values: those that the pipeline's schema contract left out of rows, in all columns together.
+    """
 
     name: str
     rows: int
     files: int
     commits: int
+    discarded_values: int = 0
 
 
 class Sink(Operator):
     """Writes rows and settles the acknowledgement of every batch once it is durable."""
 
     delivery: ClassVar[Delivery]
+    keeps_contract: ClassVar[bool] = False
+    """It has a table of known columns, and holds rows to `context.contract`."""
 
     def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
         super().__init__(config, context)

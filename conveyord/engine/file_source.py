@@ -8,12 +8,13 @@ stood is stored with the positions, so that a restart types every column as an u
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,10 +22,10 @@ import structlog
 import trio
 from pydantic import Field
 
-from conveyord.core.errors import RecordError
-from conveyord.core.flow.positions import Partition, Positions, Span
+from conveyord.core.errors import ConfigError, RecordError
+from conveyord.core.flow.positions import Partition, Position, Positions, Span
 from conveyord.core.flow.tally import Tally
-from conveyord.core.units import Bytes
+from conveyord.core.units import Bytes, Seconds
 from conveyord.engine.contracts import OperatorConfig, OperatorContext, Outlet, Rejected, Source
 from conveyord.engine.decoding import SAMPLE_BYTES, BadRecord, BlockDecoder, Decoded
 from conveyord.engine.ordered import ordered_map
@@ -33,6 +34,7 @@ from conveyord.engine.provenance import with_provenance
 from conveyord.engine.schema import fit, merge
 from conveyord.engine.schema_memory import remembered_schema, schema_to_remember
 from conveyord.storage.files import COMPRESSED_SUFFIXES, Block, BlockReader, discover, head_of, line_number
+from conveyord.storage.following import Folder, Followed
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +56,19 @@ class FileSourceConfig(OperatorConfig):
     batch_rows: int = Field(default=65_536, ge=1, le=10_000_000, description="Rows in one batch, at most.")
     max_record_bytes: Bytes = Field(
         default=16 * 1024 * 1024, ge=1024, le=1024**3, description="A longer record is a bad record."
+    )
+    follow: bool = Field(
+        default=False,
+        description="Go on for ever: wait for files to grow and for new ones. Only whole lines are read; one without "
+        "its line end stays for later. A file that is renamed is known again by its inode, if `path` matches its new "
+        "name too. Compressed files are read as they are found, so move them there when they are whole.",
+    )
+    poll_every: Seconds = Field(default=1.0, ge=0.01, le=3600.0, description="With `follow`: how often to look.")
+    on_replaced: Literal["fail", "restart"] = Field(
+        default="fail",
+        description="With `follow`, what to do about a file that was truncated, or replaced under its name: `fail`, or "
+        "`restart`, which reads the new content from its start. What was written to the old file since the last look "
+        "is lost then, unless `path` matches it under its new name.",
     )
 
 
@@ -92,7 +107,7 @@ class FileSource(Source, Generic[Layout]):
     async def check(self) -> None:
         """See `Operator.check`: the files are there and the first of them can be understood."""
         paths = await self.context.in_thread(discover, self.config.path)
-        self.check_schema(await self.context.in_thread(self._sample, self.decoder(), paths))
+        self._check_sampled(await self.context.in_thread(self._sample, self.decoder(), paths))
 
     @abstractmethod
     def decoder(self) -> BlockDecoder[Layout]:
@@ -101,15 +116,22 @@ class FileSource(Source, Generic[Layout]):
     def check_schema(self, schema: pa.Schema) -> None:
         """Refuse a configuration that the sampled `schema` shows to be wrong, by ConfigError."""
 
+    def _check_sampled(self, schema: pa.Schema) -> None:
+        if schema.names or not self.config.follow:  # what is followed may not have begun yet
+            self.check_schema(schema)
+
     async def run(self, out: Outlet, *, fences: tuple[Positions, ...], drain: trio.Event) -> None:
         """See `Source.run`. Files are read one after the other in the order of their paths."""
         decoder = self.decoder()
         paths = await self.context.in_thread(discover, self.config.path)
         remembered = remembered_schema(self.config, [fence.states.get(self.context.stage) for fence in fences])
         self._schema = remembered or await self.context.in_thread(self._sample, decoder, paths)
-        self.check_schema(self._schema)
-        out.expects(await self.context.in_thread(self._bytes_left, paths, fences))
-        jobs = self._jobs(decoder, paths, fences, drain)
+        self._check_sampled(self._schema)
+        if self.config.follow:
+            jobs = self._jobs_for_ever(decoder, fences, drain)
+        else:
+            out.expects(await self.context.in_thread(self._bytes_left, paths, fences))
+            jobs = self._jobs(decoder, paths, fences, drain)
 
         async def decode(job: _Job[Layout]) -> Decoded:
             return await self.context.in_thread(decoder.decode, job.block.data, job.schema, job.file.layout)
@@ -124,9 +146,12 @@ class FileSource(Source, Generic[Layout]):
         left = SAMPLE_BYTES
         for path in paths:
             head = head_of(path, max(left, HEAD_BYTES))
+            if self.config.follow and _has_just_begun(decoder, head):
+                continue
             skip, layout = _begin(decoder, path, head)
             head = head[: max(left, skip)]
-            whole = decoder.boundary(head) if len(head) == left else len(head)
+            is_cut = len(head) == left or self.config.follow  # a last line without its end may still grow
+            whole = decoder.boundary(head) if is_cut else len(head)
             if not samples or samples[-1][0] != layout:
                 samples.append((layout, bytearray()))
             samples[-1][1].extend(head[skip:whole])
@@ -136,7 +161,7 @@ class FileSource(Source, Generic[Layout]):
             if left <= 0:
                 break
         schemas = [decoder.infer(bytes(sample), layout) for layout, sample in samples]
-        return reduce(merge, schemas)
+        return reduce(merge, schemas, pa.schema([]))
 
     async def _jobs(
         self,
@@ -146,29 +171,64 @@ class FileSource(Source, Generic[Layout]):
         drain: trio.Event,
     ) -> AsyncGenerator[_Job[Layout], None]:
         for path in paths:
-            file, blocks = await self.context.in_thread(self._open, decoder, path, fences)
+            partition = Partition(self.context.stage, str(path))
+            held = [fence.get(partition) for fence in fences]
+            file, blocks = await self.context.in_thread(self._open, decoder, path, partition, held)
             at = file.reader.start
-            while not drain.is_set():
-                try:
-                    block = await self.context.in_thread(next, blocks, None)
-                except RecordError as error:
-                    if not self.context.skip_bad:
-                        raise
-                    yield _Job(file, Block(at, at, b"", at), self._schema, error)
-                    break
-                if block is None:
-                    break
-                yield _Job(file, block, self._schema)
-                at = block.end
+            while not drain.is_set() and (job := await self._draw(file, blocks, at)) is not None:
+                yield job
+                at = job.block.end
+
+    async def _jobs_for_ever(
+        self, decoder: BlockDecoder[Layout], fences: tuple[Positions, ...], drain: trio.Event
+    ) -> AsyncGenerator[_Job[Layout], None]:
+        tips = [fence.of_source(self.context.stage) for fence in fences]
+        folder = Folder(self.config.path, tips, restarts_replaced=self.config.on_replaced == "restart")
+        read: dict[Partition, Position] = {}  # in this run; until then the fences say where to go on
+        while not drain.is_set():
+            for found in await self.context.in_thread(folder.look):
+                if found.instead_of is not None:
+                    offset = found.instead_of.offset
+                    log.warning("reading what replaced a file", path=str(found.path), read_up_to=offset)
+                partition = Partition(self.context.stage, found.name)
+                held = [read[partition]] if partition in read else [fence.get(partition) for fence in fences]
+                opened = await self.context.in_thread(self._open_followed, decoder, found, partition, held)
+                if opened is None:
+                    continue
+                file, blocks = opened
+                at = file.reader.start
+                while not drain.is_set() and (job := await self._draw(file, blocks, at)) is not None:
+                    at = job.block.end
+                    read[partition] = Position(at, file.reader.mark(at))
+                    folder.read_to(found.name, read[partition])
+                    yield job
+            with trio.move_on_after(self.config.poll_every):
+                await drain.wait()
+
+    async def _draw(self, file: _File[Layout], blocks: Iterator[Block], at: int) -> _Job[Layout] | None:
+        """The next block of a file, which was drawn up to `at`; None at its end."""
+        try:
+            block = await self.context.in_thread(next, blocks, None)
+        except RecordError as error:
+            if not self.context.skip_bad:
+                raise
+            return _Job(file, Block(at, at, b"", at), self._schema, error)
+        return None if block is None else _Job(file, block, self._schema)
 
     def _open(
-        self, decoder: BlockDecoder[Layout], path: Path, fences: tuple[Positions, ...]
+        self,
+        decoder: BlockDecoder[Layout],
+        path: Path,
+        partition: Partition,
+        held: Sequence[Position | None],
+        followed: Followed | None = None,
     ) -> tuple[_File[Layout], Iterator[Block]]:
-        """Open one file at the lowest fence. Blocking. Refused if it is not the file that was read before."""
-        partition = Partition(self.context.stage, str(path))
+        """Open one file at the lowest of the positions `held`. Blocking.
+
+        Refused if it is not the file that was read before.
+        """
         head = head_of(path, HEAD_BYTES)
         header_bytes, layout = _begin(decoder, path, head)
-        held = [fence.get(partition) for fence in fences]
         known = [position for position in held if position is not None]
         start = min(known, key=lambda position: position.offset) if known and None not in held else None
         reader = BlockReader(
@@ -179,8 +239,35 @@ class FileSource(Source, Generic[Layout]):
             block_bytes=self.config.block_bytes,
             record_bytes_max=self.config.max_record_bytes,
             cuts=tuple(position.offset for position in known),
+            inode=None if followed is None else followed.inode,
+            growing=followed is not None and not followed.compressed,
         )
         return _File(path, partition, layout, reader, head[:header_bytes]), reader.blocks()
+
+    def _open_followed(
+        self,
+        decoder: BlockDecoder[Layout],
+        followed: Followed,
+        partition: Partition,
+        held: Sequence[Position | None],
+    ) -> tuple[_File[Layout], Iterator[Block]] | None:
+        """Open one file; None if it has no whole record yet, or another file stands under its path by now. Blocking."""
+        path = followed.path
+        try:
+            head = head_of(path, HEAD_BYTES)
+            if not followed.compressed and _has_just_begun(decoder, head):
+                return None
+            file, blocks = self._open(decoder, path, partition, held, followed)
+            if followed.compressed:
+                return file, blocks
+            first = next(blocks, None)  # opens the file, which keeps its inode from here on
+            if path.stat().st_ino != followed.inode:
+                return None
+        except (ConfigError, FileNotFoundError):
+            if path.exists():
+                raise
+            return None
+        return file, itertools.chain(() if first is None else (first,), blocks)
 
     async def _current(self, decoder: BlockDecoder[Layout], job: _Job[Layout], decoded: Decoded) -> Decoded:
         """`decoded` under the newest schema of this source, which it may grow."""
@@ -301,6 +388,11 @@ class _Records(Generic[Layout]):
         record = self.block.data[offset - self.block.data_first : end - self.block.data_first]
         record = record.rstrip(b"\r\n")  # as that of a record that never became a row
         return Place(RecordRef(self.file.partition, offset, self.file.header + record))
+
+
+def _has_just_begun(decoder: BlockDecoder[Layout], head: bytes) -> bool:
+    """Whether a file that is being written has no whole record yet, nor a whole header."""
+    return len(head) < HEAD_BYTES and decoder.boundary(head) == 0
 
 
 def _begin(decoder: BlockDecoder[Layout], path: Path, head: bytes) -> tuple[int, Layout]:

@@ -137,4 +137,6 @@ def _update(prepared: Prepared, progress: Mapping[str, RunProgress]) -> None:
         one.oldest_uncommitted_seconds = max((age for age in ages if age is not None), default=None)
         for sink in sinks:
             report = sink.report()
-            one.sinks[sink.context.stage] = SinkProgress(report.rows, report.files, report.commits)
+            counts = report.rows, report.files, report.commits, report.discarded_values
+            one.sinks[sink.context.stage] = SinkProgress(*counts)
+        one.discarded_values = sum(sink.discarded_values for sink in one.sinks.values())

@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from conveyord.core.errors import ConfigError
-from conveyord.core.pipeline.graph import MAIN, Pipeline, Stage
+from conveyord.core.pipeline.graph import MAIN, Pipeline, SchemaContract, Stage
 from conveyord.core.pipeline.optimiser import Plan, PlanEdge, Salt, share
 from conveyord.engine.conditions import RowCondition
 from conveyord.engine.contracts import Operator, OperatorContext, Retries
@@ -88,6 +88,7 @@ def assemble(
             listened=frozenset(edge.edge.output for edge in plan.edges_from(node.number)) - {MAIN},
             dead_letters=letters,
             retries=retries,
+            contract=_contract_of(pipeline, stage),
             names={member.pipeline: member.stage for member in node.members},
         )
         operator = registry.operator(stage.kind, stage.type)
@@ -110,6 +111,12 @@ def _exit(edge: PlanEdge) -> Exit:
     if edge.edge.when is not None:
         condition = RowCondition(edge.edge.when, setting=f"the condition of {edge.edge.source} -> {edge.edge.target}")
     return Exit(edge.edge, frozenset(edge.members), condition)
+
+
+def _contract_of(pipeline: Pipeline, stage: Stage) -> SchemaContract:
+    """What a stage holds rows to. The columns of dead letters are ours, so their sink takes them as they are."""
+    is_for_letters = pipeline.dlq is not None and pipeline.dlq.sink == stage.name
+    return SchemaContract() if is_for_letters else pipeline.schema
 
 
 def share_salt(registry: Registry) -> Salt:

@@ -2,7 +2,8 @@
 
 Tables are found while the query is planned, so only those it mentions are opened. Each is read by
 pyiceberg's table provider: projections and filters reach the Parquet files, and fields are matched
-by id, so that evolved, renamed and re-partitioned tables read right. Results are streamed.
+by id, so that evolved, renamed and re-partitioned tables read right. Results are streamed. `namespace.table$schemas`
+is the history of a table's schema.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ import pyarrow as pa
 
 from conveyord.core.errors import BatchError, ConfigError, ConveyordError, Corrupt
 from conveyord.storage.lake.reading import RESERVED, LakeReader, loaded
+from conveyord.storage.lake.schema_history import history
+
+HISTORY = "$schemas"
+"""What follows a table's name to make it the name of its schema's history. No table that we create is called so."""
 
 _WANTS_RESERVED = re.compile(rf"\b{RESERVED}\b|(?:\bselect|\bdistinct|,|\.)\s*\*", re.IGNORECASE)
 """A query that may ask for the reserved column: by its name, or by a star that stands for all columns."""
@@ -88,6 +93,24 @@ def _batches(stream: Any) -> Iterator[pa.RecordBatch]:
         raise BatchError(f"the query failed while it ran: {text}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Readable:
+    """A table as DataFusion takes it. pyiceberg's own way fails where a catalog adds objects to the properties."""
+
+    table: Any
+
+    def __datafusion_table_provider__(self, session: Any = None) -> Any:
+        from pyiceberg_core.datafusion import IcebergDataFusionTable
+
+        texts = {key: value for key, value in self.table.io.properties.items() if isinstance(value, str)}
+        provider = IcebergDataFusionTable(
+            identifier=self.table.name(),
+            metadata_location=self.table.metadata_location,
+            file_io_properties=texts,
+        )
+        return provider.__datafusion_table_provider__(session)
+
+
 def _tables_of(lake: LakeReader, *, wants_reserved: bool) -> Any:
     """A DataFusion catalog provider over `lake`, with the exceptions that opening a table raised.
 
@@ -111,15 +134,22 @@ def _tables_of(lake: LakeReader, *, wants_reserved: bool) -> Any:
             try:
                 found = lake.table_or_none((*self._name.split("."), name))
                 if found is None:
-                    return None
+                    return self._history(name)
                 held = any(field.name == RESERVED for field in found.schema().fields)
-                return Table(loaded(found) if held and wants_reserved else found)
+                return Table(loaded(found) if held and wants_reserved else _Readable(found))
             except Exception as error:  # DataFusion would keep only its text; it is raised again below
                 failures.append(error)
                 raise
 
+        def _history(self, name: str) -> Table | None:
+            if not name.endswith(HISTORY):
+                return None
+            found = lake.table_or_none((*self._name.split("."), name.removesuffix(HISTORY)))
+            return None if found is None else Table(schema_history(found))
+
         def table_exist(self, name: str) -> bool:
-            return lake.table_or_none((*self._name.split("."), name)) is not None
+            names = (name, name.removesuffix(HISTORY))
+            return any(lake.table_or_none((*self._name.split("."), one)) is not None for one in names)
 
     class Namespaces(CatalogProvider):  # type: ignore[misc]  # datafusion has no stubs
         def __init__(self) -> None:
@@ -132,6 +162,25 @@ def _tables_of(lake: LakeReader, *, wants_reserved: bool) -> Any:
             return Namespace(name)
 
     return Namespaces()
+
+
+def schema_history(table: Any) -> Any:
+    """The history of an Iceberg table's schema as a dataset: a row for each change of a column, oldest first."""
+    import pyarrow.dataset
+
+    changes = history(table)
+    columns = {
+        "schema_id": pa.array([one.schema_id for one in changes], pa.int64()),
+        "is_current": pa.array([one.is_current for one in changes], pa.bool_()),
+        "at": pa.array([one.at_micros for one in changes], pa.timestamp("us", "UTC")),
+        "pipeline": pa.array([one.pipeline for one in changes], pa.string()),
+        "used_since": pa.array([one.used_micros for one in changes], pa.timestamp("us", "UTC")),
+        "change": pa.array([one.change for one in changes], pa.string()),
+        "column": pa.array([one.column for one in changes], pa.string()),
+        "type": pa.array([one.type for one in changes], pa.string()),
+        "former": pa.array([one.former for one in changes], pa.string()),
+    }
+    return pyarrow.dataset.dataset(pa.table(columns))
 
 
 def _planning_error(error: Exception, lake: LakeReader, failures: list[Exception]) -> Exception:

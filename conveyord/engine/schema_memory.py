@@ -17,6 +17,7 @@ import pyarrow as pa
 from conveyord.engine.contracts import OperatorConfig
 
 VERSION = "1"
+NOT_OF_TYPES = ("path", "follow", "poll_every", "on_replaced")
 DIGEST_CHARACTERS = 12  # tells apart the few configurations that one pipeline goes through
 
 
@@ -49,6 +50,6 @@ def _width(kind: pa.DataType) -> int:
 
 
 def _digest(config: OperatorConfig) -> str:
-    """Of everything but where the files are: those come and go while their columns stay."""
-    options = config.model_dump(mode="json", exclude={"path"})
+    """Of everything but where the files are and how they are waited for: those change while their columns stay."""
+    options = config.model_dump(mode="json", exclude=set(NOT_OF_TYPES))
     return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:DIGEST_CHARACTERS]

@@ -23,6 +23,7 @@ class SinkProgress:
     rows: int = 0
     files: int = 0
     commits: int = 0
+    discarded_values: int = 0
 
 
 @dataclass(slots=True)
@@ -41,6 +42,7 @@ class RunProgress:
     filtered: int = 0
     skipped: int = 0
     dead_letters: int = 0
+    discarded_values: int = 0
     bytes_in: int = 0
     bytes_total: int | None = None
     oldest_uncommitted_seconds: float | None = None
@@ -69,6 +71,7 @@ def total(parts: Sequence[RunProgress]) -> RunProgress:
         filtered=sum(part.filtered for part in parts),
         skipped=sum(part.skipped for part in parts),
         dead_letters=sum(part.dead_letters for part in parts),
+        discarded_values=sum(part.discarded_values for part in parts),
         bytes_in=sum(part.bytes_in for part in parts),
         bytes_total=sum(sizes) if len(sizes) == len(parts) else None,
         oldest_uncommitted_seconds=max(ages, default=None),
@@ -92,8 +95,9 @@ class RunSummary:
 
     rows_in: records read, bad ones included. rows_out: rows handed to sinks, to each its own. filtered: rows
     that stages removed or no edge took. skipped: bad records passed over on request. dead_letters: records and
-    rows put there in this run. `seconds` is wall time and `rows_per_second` is rows_in over it. `delivery` is
-    the weakest promise among the sinks.
+    rows put there in this run. discarded_values: values that sinks left out of committed rows, as the pipeline's
+    schema contract says. `seconds` is wall time and `rows_per_second` is rows_in over it. `delivery` is the
+    weakest promise among the sinks.
 
     status: `succeeded` read everything; `drained` was asked to stop and committed what it had read;
     `cancelled` was stopped at once, and the next run goes on from the last commit; `failed` has an error.
@@ -106,6 +110,7 @@ class RunSummary:
     filtered: int
     skipped: int
     dead_letters: int
+    discarded_values: int
     seconds: float
     rows_per_second: float
     bytes_in: int
@@ -132,12 +137,13 @@ class RunSummary:
             filtered=progress.filtered,
             skipped=progress.skipped,
             dead_letters=progress.dead_letters,
+            discarded_values=progress.discarded_values,
             seconds=seconds,
             rows_per_second=rate(progress.rows_in, seconds),
             bytes_in=progress.bytes_in,
             delivery=progress.delivery,
             sinks=tuple(
-                SinkReport(name=name, rows=sink.rows, files=sink.files, commits=sink.commits)
+                SinkReport(name, sink.rows, sink.files, sink.commits, sink.discarded_values)
                 for name, sink in progress.sinks.items()
             ),
             error=None if error is None else RunError(error.code, str(error), stage),

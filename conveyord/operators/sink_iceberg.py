@@ -8,29 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated
 
-import pyarrow as pa
-import structlog
-import trio
 from pydantic import AliasChoices, Field, StringConstraints
 
-from conveyord.core.errors import BatchError, ConfigError
-from conveyord.core.flow.positions import Partition, Positions, Span
+from conveyord.core.errors import ConfigError, Refused
+from conveyord.core.flow.positions import Positions, Span
 from conveyord.core.flow.tally import Tally
-from conveyord.core.units import Bytes, Seconds, counted
-from conveyord.engine.batch_transform import rejections
-from conveyord.engine.contracts import Inbound, OperatorConfig, OperatorContext, Sink, SinkReport
-from conveyord.engine.copies import SOURCE as COPIES
-from conveyord.engine.failures import storage_errors
-from conveyord.engine.messages import Ack, Batch, Eos
-from conveyord.engine.poison import Salvaged, salvage
+from conveyord.core.units import Bytes
+from conveyord.engine.committing import CommitPolicy, CommittingSink, finish
+from conveyord.engine.contracts import OperatorConfig, OperatorContext, SinkReport
+from conveyord.engine.growing import Piece, Room
+from conveyord.engine.messages import Batch
+from conveyord.engine.poison import Salvaged
 from conveyord.engine.provenance import COLUMNS
-from conveyord.engine.schema import fit, grow
 from conveyord.engine.secrets import HIDDEN, resolved
 from conveyord.storage.lake.catalog import EMBEDDED, open_named
 from conveyord.storage.lake.ledger import Ledger
@@ -38,19 +31,7 @@ from conveyord.storage.lake.outcomes import within
 from conveyord.storage.lake.table import DEADLINE_SECONDS
 from conveyord.storage.lake.table_writer import TableWriter, TableWriterOptions, catalog_errors
 
-log = structlog.get_logger(__name__)
-
-CLEANUP_SECONDS = 10.0  # to delete files that no commit names: local ones take milliseconds, a store may hang
-PLACES_MAX = 3  # files that a message about one batch names
-EMPTY_COMMIT_SECONDS = 300.0  # a run that filters everything still moves its fence, but need not do so often
-
-
-class CommitPolicy(OperatorConfig):
-    """When rows become visible: at whichever comes first, and at the end of the run."""
-
-    rows: int = Field(default=5_000_000, ge=1, description="Commit when this many rows are waiting.")
-    bytes: Bytes = Field(default=512 * 1024 * 1024, ge=1024, description="Commit when about this much is written.")
-    every: Seconds = Field(default=60.0, ge=0.1, description="Commit when the oldest waiting row is this old.")
+SHAPES_MAX = 10  # another writer that changes columns more often while one batch waits is a bug
 
 
 class IcebergConfig(OperatorConfig):
@@ -82,85 +63,27 @@ class IcebergConfig(OperatorConfig):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Rows that a table takes: as they came, and under the schema that it had or was to get then."""
-
-    rows: pa.RecordBatch
-    fitted: pa.RecordBatch
-
-
-class _Room:
-    """What a table must become to take a batch, found out without touching it. Blocking.
-
-    schema: grows with every piece taken; a piece that is refused leaves it as it was.
-    """
-
-    def __init__(self, held: pa.Schema | None, *, table: str, columns_max: int) -> None:
-        self._held = pa.schema([]) if held is None else held
-        self._table = table
-        self._columns_max = columns_max
-        self.schema = self._held
-
-    def take(self, data: pa.RecordBatch) -> _Piece:
-        """Make room for all of `data`. Raises BatchError or ConfigError if the table cannot take it."""
-        piece = self._take(data)
-        if len(self.schema) == 0 and data.num_rows:
-            raise self._fieldless(data)
-        return piece
-
-    def take_most(self, data: pa.RecordBatch, error: BatchError) -> Salvaged[_Piece]:
-        """Make room for all rows of `data` but those that the table cannot take. `take` failed with `error`."""
-        if data.num_rows == 0:  # its columns are too many, but no value needs them
-            return Salvaged()
-        found = salvage(lambda rows: self._take(self._with_values(rows)), data, error)
-        if len(self.schema) == 0:  # no row has brought a column for those without any
-            found = salvage(lambda rows: self.take(self._with_values(rows)), data, error)
-        return found
-
-    def _take(self, data: pa.RecordBatch) -> _Piece:
-        trio.from_thread.check_cancelled()  # a search for rows may ask for thousands of pieces
-        schema, fitted = grow(self.schema, data)
-        if len(schema) > self._columns_max and not schema.equals(self._held):
-            raise BatchError(
-                f"table {self._table}: the rows have {len(schema)} columns ({schema.names[-1]!r} is the newest), "
-                f"columns_max is {self._columns_max}; if keys of the records are data, such as ids, keep that object "
-                "as text or a list, otherwise raise columns_max"
-            )
-        self.schema = schema
-        return _Piece(data, fitted)
-
-    def _with_values(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """`data` without columns that only other rows of its batch brought, which would be refused with those."""
-        held, columns = set(self.schema.names), enumerate(zip(data.schema.names, data.columns, strict=True))
-        return data.select([i for i, (name, values) in columns if name in held or values.null_count < len(values)])
-
-    def _fieldless(self, data: pa.RecordBatch) -> BatchError:
-        return BatchError(
-            f"table {self._table}: no field has a value in {counted(data.num_rows, 'row')}, so there "
-            "is no column to create the table with; filter such rows, or create the table first"
-        )
-
-
-class IcebergSink(Sink):
+class IcebergSink(CommittingSink):
     """See docs/operators.md."""
 
     Config = IcebergConfig
     delivery = "exactly-once"
+    keeps_contract = True
 
     def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
         super().__init__(config, context)
         self._writer: TableWriter | None = None
-        self._waiting: list[Ack] = []
-        self._spans: list[Span] = []
-        self._tally = Tally()
-        self._states: dict[str, str] = {}
-        self._oldest_at: float | None = None
 
     async def open(self) -> Positions:
         """See `Sink.open`. Raises Refused if the table must not be written by this pipeline."""
         self._writer = await self.context.in_thread(self._connect)
-        return await self.context.in_thread(self._writer.open)
+        held = await self.context.in_thread(self._writer.open)
+        if self._writer.schema is None and self.context.contract.tables == "freeze":
+            raise Refused(
+                f"{self.what}: it does not exist, and the pipeline's schema.tables is freeze; create it, or let tables "
+                "evolve"
+            )
+        return held
 
     def _connect(self) -> TableWriter:
         config: IcebergConfig = self.config
@@ -180,30 +103,17 @@ class IcebergSink(Sink):
         )
         return TableWriter(catalog, Ledger(self.context.data_dir), options)
 
-    async def run(self, inbound: Inbound) -> None:
-        """See `Sink.run`."""
-        assert self._writer is not None, "the engine opens a sink before it runs it"
-        while True:
-            with trio.move_on_at(self._commit_at()) as wait:
-                message = await inbound.receive()
-            if wait.cancelled_caught:
-                await self._commit("age")
-                continue
-            match message:
-                case Batch():
-                    await self._take(message)
-                case Eos():
-                    await self._commit("end")
-                    return
-
     async def close(self) -> None:
         """See `Operator.close`. What was not committed is deleted."""
         if self._writer is None:
             return
         # What cannot be deleted now stays in the ledger, and a later run deletes it.
-        with trio.move_on_after(CLEANUP_SECONDS, shield=True):
-            await _finish(self._writer.abort)
-            await _finish(self._writer.close)
+        await finish(self._writer.abort, self._writer.close)
+
+    @property
+    def what(self) -> str:
+        """See `CommittingSink.what`."""
+        return f"table {self.config.table}"
 
     @property
     def destination(self) -> str:
@@ -214,69 +124,42 @@ class IcebergSink(Sink):
         digest = hashlib.sha256(json.dumps(config.catalog, sort_keys=True).encode()).hexdigest()  # it holds secrets
         return f"table {config.table} of an inline catalog ({digest[:8]})"
 
-    async def _take(self, batch: Batch) -> None:
-        with storage_errors(f"table {self.config.table}"):
-            accepted = await self.context.in_thread(self._write, batch)
-        tally = batch.tally
-        if accepted.poison:
-            assert self.context.dead_letters is not None
-            # Durable before the commit that covers the batch: a record is a row or a letter, never neither.
-            await self.context.dead_letters.put(await rejections(self.context, batch, accepted))
-            tally += Tally(dead=len(accepted.poison))
-        self.taken += tally
-        self._waiting.append(batch.ack)
-        self._spans += batch.spans
-        self._tally += tally
-        self._states.update(batch.states)
-        if self._oldest_at is None:
-            self._oldest_at = trio.current_time()
-        policy: CommitPolicy = self.config.commit
-        assert self._writer is not None
-        if self._tally.rows >= policy.rows:
-            await self._commit("rows")
-        elif self._writer.bytes_staged >= policy.bytes:
-            await self._commit("bytes")
-
-    def _write(self, batch: Batch) -> Salvaged[_Piece]:
+    def write(self, batch: Batch) -> Salvaged[Piece]:
         """Shape the table if this batch needs it, then write the rows that it takes. Blocking.
 
-        Returns the others as poison if they can become dead letters, else raises BatchError. Which they are is
-        decided before anything is done to the table, and by the rows alone: a catalog that fails is no poison.
+        Which rows it cannot take is decided before anything is done to the table, and by the rows alone: a
+        catalog that fails is no poison.
         """
-        assert self._writer is not None
+        assert self._writer is not None, "the engine opens a sink before it runs it"
         if self.config.provenance:
             self._check_provenance(batch)
-        try:
-            room = _Room(self._writer.schema, table=self.config.table, columns_max=self.config.columns_max)
-            accepted = self._accepted(batch, room)
-            self._write_pieces(accepted.pieces, room, self._writer)
-        except ConfigError as error:
-            raise ConfigError(f"{place_of(batch)}: {error}") from error
-        except BatchError as error:
-            raise BatchError(f"{place_of(batch)}: {error}") from error
+        accepted = self._shaped_for(batch, self._writer)
+        assert self._writer.schema is not None or not accepted.pieces
+        for piece in accepted.pieces:
+            data = piece.under(self._writer.schema)
+            if data.num_rows:
+                self._writer.write(data)
         return accepted
 
-    def _accepted(self, batch: Batch, room: _Room) -> Salvaged[_Piece]:
-        try:
-            return Salvaged([room.take(batch.data)])
-        except BatchError as error:
-            # The copy of a letter that is refused stays no letter: that one would be copied, and refused, for ever.
-            copied = Partition(COPIES, self.context.pipeline)
-            if self.context.dead_letters is None or any(span.partition == copied for span in batch.spans):
-                raise
-            return room.take_most(batch.data, error)
+    def _shaped_for(self, batch: Batch, writer: TableWriter) -> Salvaged[Piece]:
+        """What the table takes of a batch, once it has the columns for that.
 
-    def _write_pieces(self, pieces: list[_Piece], room: _Room, writer: TableWriter) -> None:
-        if writer.schema is None or not room.schema.equals(writer.schema):
-            if len(room.schema) == 0:
-                return
+        Somebody else may change its columns at the same time, so after every change it is looked at again.
+        """
+        config: IcebergConfig = self.config
+        for _ in range(SHAPES_MAX):
+            room = Room(writer.schema, what=self.what, columns_max=config.columns_max)
+            accepted = room.accept(batch, self.context)
+            if writer.schema is None and len(room.schema) == 0:
+                return Salvaged([], accepted.poison)
+            if writer.schema is not None and room.schema.equals(writer.schema):
+                self.discarded += room.discarded
+                return accepted
             writer.shape(room.schema)
-        for piece in pieces:
-            data = piece.fitted
-            if not data.schema.equals(writer.schema, check_metadata=True):
-                data = fit(piece.rows, writer.schema)
-            if data.num_rows:
-                writer.write(data)
+        raise Refused(
+            f"{self.what}: its columns changed {SHAPES_MAX} times while one batch waited to be written; find out who "
+            "changes them, then run again"
+        )
 
     def _check_provenance(self, batch: Batch) -> None:
         missing = [name for name in COLUMNS if name not in batch.data.schema.names]
@@ -291,46 +174,23 @@ class IcebergSink(Sink):
                 "provenance identifies a row by its record, so turn it off for this pipeline"
             )
 
-    def _commit_at(self) -> float:
-        """When the waiting batches must be committed, on trio's clock."""
-        if self._oldest_at is None:
-            return float("inf")
-        patience = self.config.commit.every
-        if self._tally.rows == 0:
-            patience = max(patience, EMPTY_COMMIT_SECONDS)
-        return float(self._oldest_at + patience)
+    @property
+    def bytes_staged(self) -> int:
+        """See `CommittingSink.bytes_staged`."""
+        return 0 if self._writer is None else self._writer.bytes_staged
 
-    async def _commit(self, reason: str) -> None:
-        """Make everything taken so far durable and settle it."""
-        if not self._waiting:
-            return
+    def commit(self, spans: Sequence[Span], tally: Tally, states: Mapping[str, str]) -> bool:
+        """See `CommittingSink.commit`."""
         assert self._writer is not None
-        rows = self._tally.rows
         if self._writer.schema is None:  # no record had a field yet: there is no table, and nothing to write
-            self._oldest_at = None
-            return
-        with storage_errors(f"table {self.config.table}"):
-            await self.context.in_thread(self._writer.commit, self._spans, self._tally, self._states)
-        for ack in self._waiting:
-            ack.settle()
-        log.debug("committed", table=self.config.table, rows=rows, reason=reason)
-        self._waiting, self._spans, self._tally, self._states, self._oldest_at = [], [], Tally(), {}, None
+            return False
+        self._writer.commit(spans, tally, states)
+        return True
 
     def report(self) -> SinkReport:
         """See `Sink.report`. Rows count once they are committed."""
         writer = self._writer
         if writer is None:
             return SinkReport(self.context.stage, 0, 0, 0)
-        return SinkReport(self.context.stage, writer.rows_committed, writer.files_committed, writer.commits)
-
-
-async def _finish(step: Callable[[], None]) -> None:
-    """Run one blocking step of the end, which a deadline may leave behind."""
-    with suppress(OSError):
-        await trio.to_thread.run_sync(step, abandon_on_cancel=True)
-
-
-def place_of(batch: Batch) -> str:
-    """Where the records of `batch` stand in their files, for a message."""
-    spans = [f"{span.partition.name} bytes {span.first} to {span.end}" for span in batch.spans[:PLACES_MAX]]
-    return ", ".join(spans) + (", ..." if len(batch.spans) > PLACES_MAX else "")
+        committed = writer.rows_committed, writer.files_committed, writer.commits
+        return SinkReport(self.context.stage, *committed, discarded_values=self.discarded_values)

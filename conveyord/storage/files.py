@@ -50,6 +50,16 @@ def discover(pattern: str) -> list[Path]:
     Paths are absolute and without symbolic links: a file is the same by whatever way it is reached.
     Blocking. Raises ConfigError if there is none: a typo must not look like an empty input.
     """
+    files = matching(pattern)
+    if not files:
+        if Path(pattern).is_dir():
+            raise ConfigError(f"path {pattern!r} is a directory; name the files in it, such as {pattern.rstrip('/')}/*")
+        raise ConfigError(f"path {pattern!r} matches no file (looked from {Path.cwd()}); correct the path")
+    return files
+
+
+def matching(pattern: str) -> list[Path]:
+    """What `discover` finds, which may be nothing. Blocking."""
     paths = {Path(found).resolve() for found in glob.glob(pattern, recursive=True)}
     files = sorted(path for path in paths if path.is_file())
     for path in files:
@@ -57,10 +67,6 @@ def discover(pattern: str) -> list[Path]:
             str(path).encode()
         except UnicodeEncodeError as error:
             raise ConfigError(f"path {pattern!r} matches {path!r}, whose name is not UTF-8; rename it") from error
-    if not files:
-        if Path(pattern).is_dir():
-            raise ConfigError(f"path {pattern!r} is a directory; name the files in it, such as {pattern.rstrip('/')}/*")
-        raise ConfigError(f"path {pattern!r} matches no file (looked from {Path.cwd()}); correct the path")
     return files
 
 
@@ -185,17 +191,41 @@ def line_number(path: Path, offset: int) -> int:
     return lines
 
 
-def mark_of(head: bytes, end: int) -> str:
-    """The mark of a file whose content starts with `head`, at position `end`."""
+def is_compressed(path: Path) -> bool:
+    """Whether a file is read through a decompressor. Blocking. Raises ConfigError if it cannot be opened."""
+    try:
+        with path.open("rb") as raw:
+            head = raw.read(len(ZSTD_MAGIC))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    return head.startswith(GZIP_MAGIC) or head == ZSTD_MAGIC or path.suffix in COMPRESSED_SUFFIXES
+
+
+def mark_of(head: bytes, end: int, *, inode: int | None = None) -> str:
+    """The mark of a file whose content starts with `head`, at position `end`. inode: of a file that is followed."""
     length = min(end, MARK_BYTES, len(head))  # a file may have grown since its head was read
-    return f"{length}:{hashlib.sha256(head[:length]).hexdigest()[:32]}"
+    mark = f"{length}:{hashlib.sha256(head[:length]).hexdigest()[:32]}"
+    return mark if inode is None else f"{mark}:{inode}"
+
+
+def is_of_mark(head: bytes, mark: str) -> bool:
+    """Whether a file whose content starts with `head` can be the one that `mark` was made of."""
+    length = int(mark.partition(":")[0] or 0)
+    return len(head) >= length and mark_of(head, length).split(":") == mark.split(":")[:2]
+
+
+def inode_of_mark(mark: str) -> int | None:
+    """The inode that `mark` names, if it names one."""
+    parts = mark.split(":")
+    return int(parts[2]) if len(parts) > 2 else None
 
 
 class BlockReader:
     """Reads one file in blocks of whole records, from a position on. Blocking, one thread at a time.
 
     boundary: gives the end of the last whole record in a buffer that starts at a record, or 0.
-    cuts: offsets at which a block must end, each a former position (another sink's fence).
+    cuts: offsets at which a block must end, each a former position (another sink's fence). inode: to be
+    kept in marks. growing: the last record is left for later as long as it has no end.
     Raises Refused if the file is not the one that `position` was taken in.
     """
 
@@ -209,8 +239,12 @@ class BlockReader:
         block_bytes: int,
         record_bytes_max: int,
         cuts: tuple[int, ...] = (),
+        inode: int | None = None,
+        growing: bool = False,
     ) -> None:
         self._path = path
+        self._inode = inode
+        self._growing = growing
         self.start = position.offset if position else 0
         self._header_bytes = header_bytes
         self._boundary = boundary
@@ -222,8 +256,8 @@ class BlockReader:
             self._recognise(position)
 
     def _recognise(self, position: Position) -> None:
-        length = int(position.mark.partition(":")[0] or 0)
-        if len(self._head) < length or mark_of(self._head, length) != position.mark:
+        if not is_of_mark(self._head, position.mark):
+            length = position.mark.partition(":")[0]
             raise Refused(
                 f"{self._path}: its first {length} bytes are not those that were read before (position "
                 f"{position.offset}); it was replaced or edited. Give the new content another name, or restore the file"
@@ -231,7 +265,7 @@ class BlockReader:
 
     def mark(self, end: int) -> str:
         """The mark to store with a position at `end` of this file."""
-        return mark_of(self._head, end)
+        return mark_of(self._head, end, inode=self._inode)
 
     def blocks(self) -> Iterator[Block]:
         """The blocks from the start position to the end of the file, in order.
@@ -243,7 +277,8 @@ class BlockReader:
         feed = _Feed(self._from_start())
         want_bytes = self._block_bytes
         while feed.fill(buffer, want_bytes) or buffer:
-            end = self._records_end(buffer, at, last=feed.ended and feed.damage is None)
+            last = feed.ended and feed.damage is None and not self._growing
+            end = self._records_end(buffer, at, last=last)
             if end:
                 yield self._block(at, bytes(memoryview(buffer)[:end]))
                 want_bytes = max(self._block_bytes, len(buffer) - end)

@@ -6,23 +6,17 @@ be counted and audited without it.
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pyiceberg.catalog.rest import CreateTableRequest
-from pyiceberg.exceptions import NamespaceAlreadyExistsError, TableAlreadyExistsError
-from pyiceberg.partitioning import UNPARTITIONED_PARTITION_SPEC
 
 from conveyord.storage.lake.catalog import open_embedded
 from tests.e2e.harness import Job, Running, conveyord, lines
-from tests.storage.rest_catalog import RestServer, failed
+from tests.storage.rest_catalog import RestServer
 
 # Handlers that never answered keep their sockets until the server goes away.
 pytestmark = [
@@ -31,43 +25,6 @@ pytestmark = [
 ]
 
 RECORDS = 12_000
-
-
-class CreatingServer(RestServer):
-    """`RestServer` that also creates namespaces and tables; `create_fault` is what happens to the next table."""
-
-    create_fault = "ok"
-
-    def post(self, handler: BaseHTTPRequestHandler) -> None:
-        parts = handler.path.split("/")[2:]
-        if len(parts) == 4:
-            super().post(handler)
-            return
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
-        try:
-            result = self._create_namespace(body) if len(parts) == 1 else self._create_table(parts[1], body)
-        except (NamespaceAlreadyExistsError, TableAlreadyExistsError) as error:
-            result = 409, failed(409, "AlreadyExistsException", error)
-        fault, self.create_fault = (self.create_fault, "ok") if len(parts) == 3 else ("ok", self.create_fault)
-        self._answer_applied(handler, fault, result)
-
-    def _create_namespace(self, body: dict[str, Any]) -> tuple[int, Any]:
-        self.backing.create_namespace(tuple(body["namespace"]))
-        return 200, body
-
-    def _create_table(self, namespace: str, body: dict[str, Any]) -> tuple[int, Any]:
-        request = CreateTableRequest.model_validate(
-            {"location": None, "partition-spec": None, "write-order": None, **body}
-        )
-        assert not request.stage_create
-        table = self.backing.create_table(
-            (namespace, request.name),
-            schema=request.table_schema,
-            partition_spec=request.partition_spec or UNPARTITIONED_PARTITION_SPEC,
-            properties=request.properties,
-        )
-        metadata = json.loads(table.metadata.model_dump_json(exclude_none=True))
-        return 200, {"metadata-location": table.metadata_location, "metadata": metadata, "config": {}}
 
 
 @pytest.fixture
@@ -80,11 +37,11 @@ def job(tmp_path: Path) -> Job:
 
 
 @pytest.fixture
-def server(job: Job) -> Iterator[CreatingServer]:
+def server(job: Job) -> Iterator[RestServer]:
     from threading import Thread
 
     with closing(open_embedded(job.data_dir)) as backing:
-        running = CreatingServer(backing)
+        running = RestServer(backing)
         thread = Thread(target=running.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         job.sink["catalog"] = {"type": "rest", "uri": running.uri}
@@ -102,7 +59,7 @@ def is_exactly_once(job: Job) -> None:
     assert not job.orphans()
 
 
-def test_whatever_the_catalog_answers_every_record_lands_once(job: Job, server: CreatingServer) -> None:
+def test_whatever_the_catalog_answers_every_record_lands_once(job: Job, server: RestServer) -> None:
     server.faults += ["ok", "lost", "503", "500-applied", "ok", "409-applied", "504", "garbage", "429", "502"]
     job.run().succeeded()
     assert not server.faults
@@ -111,7 +68,7 @@ def test_whatever_the_catalog_answers_every_record_lands_once(job: Job, server: 
 
 @pytest.mark.check
 @pytest.mark.parametrize("fault", ["lost", "500-applied", "503-applied"])
-def test_a_table_whose_creation_was_not_confirmed_is_written_once(job: Job, server: CreatingServer, fault: str) -> None:
+def test_a_table_whose_creation_was_not_confirmed_is_written_once(job: Job, server: RestServer, fault: str) -> None:
     server.create_fault = fault
     if job.run().code:
         job.run().succeeded()
@@ -119,7 +76,7 @@ def test_a_table_whose_creation_was_not_confirmed_is_written_once(job: Job, serv
 
 
 @pytest.mark.check
-def test_a_commit_that_lands_after_its_run_was_killed_is_not_repeated(job: Job, server: CreatingServer) -> None:
+def test_a_commit_that_lands_after_its_run_was_killed_is_not_repeated(job: Job, server: RestServer) -> None:
     server.faults += ["ok", "never"]
     running = job.start()
     assert held_back(running, server)
@@ -133,7 +90,7 @@ def test_a_commit_that_lands_after_its_run_was_killed_is_not_repeated(job: Job, 
 
 @pytest.mark.check
 def test_a_commit_of_a_killed_run_that_arrives_after_the_next_run_began_is_refused(
-    job: Job, server: CreatingServer
+    job: Job, server: RestServer
 ) -> None:
     server.faults += ["ok", "never"]
     running = job.start()
@@ -146,7 +103,7 @@ def test_a_commit_of_a_killed_run_that_arrives_after_the_next_run_began_is_refus
 
 
 @pytest.mark.check
-def test_commits_that_land_after_the_client_gave_up_are_not_repeated(job: Job, server: CreatingServer) -> None:
+def test_commits_that_land_after_the_client_gave_up_are_not_repeated(job: Job, server: RestServer) -> None:
     server.faults += ["ok", "late", "ok", "late", "late"]
     running = job.start()
     while running.until(lambda: bool(server.held)):
@@ -160,7 +117,7 @@ def test_commits_that_land_after_the_client_gave_up_are_not_repeated(job: Job, s
     [pytest.param(True, marks=pytest.mark.check), pytest.param(False, marks=pytest.mark.soak)],
     ids=["landed", "did not land"],
 )
-def test_a_catalog_that_never_answers_is_given_up_and_looked_at(job: Job, server: CreatingServer, lands: bool) -> None:
+def test_a_catalog_that_never_answers_is_given_up_and_looked_at(job: Job, server: RestServer, lands: bool) -> None:
     server.faults += ["ok", "never"]
     running = job.start()
     assert held_back(running, server)
@@ -172,7 +129,7 @@ def test_a_catalog_that_never_answers_is_given_up_and_looked_at(job: Job, server
 
 
 @pytest.mark.check
-def test_a_catalog_that_keeps_failing_ends_the_run_and_the_next_goes_on(job: Job, server: CreatingServer) -> None:
+def test_a_catalog_that_keeps_failing_ends_the_run_and_the_next_goes_on(job: Job, server: RestServer) -> None:
     server.faults += ["ok", "ok", *["503"] * 60]
     job.run().failed(r"table ns\.t", "catalog", "503|ServiceUnavailable|Unavailable")
     server.faults.clear()
@@ -182,7 +139,7 @@ def test_a_catalog_that_keeps_failing_ends_the_run_and_the_next_goes_on(job: Job
 
 @pytest.mark.check
 @pytest.mark.parametrize("fault", ["400", "401", "403"])
-def test_a_catalog_that_denies_a_commit_ends_the_run_at_once(job: Job, server: CreatingServer, fault: str) -> None:
+def test_a_catalog_that_denies_a_commit_ends_the_run_at_once(job: Job, server: RestServer, fault: str) -> None:
     server.faults += ["ok", fault, fault]  # pyiceberg itself repeats a request after the first 401
     job.run().failed(r"table ns\.t", "catalog|refuse", fault)
     assert server.commits <= 3

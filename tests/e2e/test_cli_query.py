@@ -183,6 +183,18 @@ def test_tables_and_plans_can_be_shown(call: Any, shapes: Path) -> None:
     assert "TableScan: ns.empty" in call("query", "EXPLAIN SELECT * FROM ns.empty", "--data-dir", shapes).out
 
 
+def test_the_history_of_a_schema_can_be_queried_like_a_table(call: Any, shapes: Path) -> None:
+    sql = 'SELECT schema_id, is_current, change, "column", type, former FROM ns.evolved$schemas WHERE schema_id = 1'
+    assert [tuple(row.values()) for row in rows(call, shapes, sql)] == [
+        (1, True, "type", "id", "long", "int"),
+        (1, True, "renamed", "When", "timestamptz", "at"),
+        (1, True, "added", "added", "string", None),
+    ]
+    missing = call("query", "SELECT * FROM ns.evolve$schemas", "--data-dir", shapes)
+    assert missing.code == 2
+    assert "unknown table 'ns.evolve$schemas'" in missing.err
+
+
 def test_only_the_tables_that_a_query_mentions_are_opened(
     call: Any, shapes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,17 @@ from typing import Any
 import pytest
 
 SUMMARY_KEYS = {
-    *("pipeline", "status", "rows_in", "rows_out", "filtered", "skipped", "dead_letters", "seconds"),
+    *(
+        "pipeline",
+        "status",
+        "rows_in",
+        "rows_out",
+        "filtered",
+        "skipped",
+        "dead_letters",
+        "seconds",
+        "discarded_values",
+    ),
     *("rows_per_second", "bytes_in", "delivery", "sinks", "error"),
 }
 TABLE = "{type: iceberg, table: t.ticks}"
@@ -47,7 +57,7 @@ def test_a_run_ends_with_one_json_document_of_the_documented_shape(shell: Any, l
     assert (ended.json["pipeline"], ended.json["status"]) == ("default/plain", "succeeded")
     assert ended.json["rows_in"] == 0  # the fixture's run has read everything
     assert ended.json["delivery"] == "exactly-once"
-    assert set(ended.json["sinks"][0]) == {"name", "rows", "files", "commits"}
+    assert set(ended.json["sinks"][0]) == {"name", "rows", "files", "commits", "discarded_values"}
 
 
 def test_a_summary_for_people_says_what_where_and_what_next(shell: Any, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,63 +12,14 @@ import pytest
 import trio
 
 from conveyord.core.errors import ConfigError, RecordError
-from conveyord.core.flow.positions import Positions, Span
+from conveyord.core.flow.positions import Positions
 from conveyord.core.flow.tally import Tally
-from conveyord.engine.contracts import OperatorContext, Rejected, Source
-from conveyord.engine.messages import Watermark
-from conveyord.engine.origin import Place
+from conveyord.engine.contracts import OperatorContext, Source
 from conveyord.operators.source_file_csv import FileCsvConfig, FileCsvSource
 from conveyord.operators.source_file_jsonl import FileJsonlConfig, FileJsonlSource
+from tests.engine.source_rig import Collector, Letters, records_of
 
 SMALL_BLOCK = 64 * 1024
-
-
-class Collector:
-    """An outlet that keeps what it is given."""
-
-    def __init__(self, drain_after: int | None = None) -> None:
-        self.batches: list[tuple[pa.RecordBatch, tuple[Span, ...], Tally]] = []
-        self.states: list[dict[str, str]] = []
-        self.places: list[Callable[[int], Place] | None] = []
-        self.expected_bytes: int | None = None
-        self.drain = trio.Event()
-        self._drain_after = drain_after
-
-    def expects(self, raw_bytes: int | None) -> None:
-        self.expected_bytes = raw_bytes
-
-    async def send(
-        self,
-        data: pa.RecordBatch,
-        spans: tuple[Span, ...],
-        tally: Tally,
-        *,
-        raw_bytes: int,
-        states: Mapping[str, str] | None = None,
-        place_of: Callable[[int], Place] | None = None,
-    ) -> None:
-        self.places.append(place_of)
-        await trio.lowlevel.checkpoint()
-        self.states.append(dict(states or {}))
-        self.batches.append((data, spans, tally))
-        if len(self.batches) == self._drain_after:
-            self.drain.set()
-
-    async def watermark(self, watermark: Watermark) -> None:
-        raise AssertionError("file sources have no event time")
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return [row for data, _, _ in self.batches for row in data.to_pylist()]
-
-    @property
-    def positions(self) -> Positions:
-        return self.positions_after(len(self.batches))
-
-    def positions_after(self, batches: int) -> Positions:
-        """What a fence after the first `batches` batches holds."""
-        moved = Positions().advanced(span for _, spans, _ in self.batches[:batches] for span in spans)
-        return Positions(moved, {k: v for states in self.states[:batches] for k, v in states.items()})
 
 
 async def read(
@@ -311,26 +261,6 @@ async def test_what_there_is_to_read_is_told_where_it_is_known(tmp_path: Path) -
 
 
 # ---------------------------------------------------------------------------- where rows came from
-
-
-class Letters:
-    """Dead letters that stay in memory."""
-
-    def __init__(self) -> None:
-        self.rejected: list[Rejected] = []
-
-    async def put(self, rejected: Sequence[Rejected]) -> None:
-        self.rejected += rejected
-
-
-def records_of(out: Collector) -> list[tuple[int, bytes | None]]:
-    """Offset and bytes of the record of every row, asked of every batch once more than sources are asked."""
-    found = []
-    for (data, _, _), place_of in zip(out.batches, out.places, strict=True):
-        assert place_of is not None
-        places = [place_of(row) for row in range(data.num_rows)]
-        found += [(place.record.offset, place.record.raw) for place in places]
-    return found
 
 
 @pytest.mark.parametrize("batch_rows", [7, 65_536])

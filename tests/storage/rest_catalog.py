@@ -9,14 +9,22 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, unquote
 
 from pyiceberg.catalog import Catalog
-from pyiceberg.catalog.rest import RestCatalog
-from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
+from pyiceberg.catalog.rest import CreateTableRequest, RestCatalog
+from pyiceberg.exceptions import (
+    CommitFailedException,
+    NamespaceAlreadyExistsError,
+    NoSuchNamespaceError,
+    NoSuchTableError,
+    TableAlreadyExistsError,
+)
+from pyiceberg.partitioning import UNPARTITIONED_PARTITION_SPEC
 from pyiceberg.table import CommitTableRequest
 
 from conveyord.storage.lake.catalog import FILE_IO
@@ -32,6 +40,8 @@ class RestServer:
 
     def __init__(self, backing: Catalog) -> None:
         self.backing = backing
+        self.create_fault = "ok"
+        """What happens to the next table that is created."""
         self.faults: deque[str] = deque()
         self.held: list[Any] = []
         self.commits = 0
@@ -62,15 +72,32 @@ class RestServer:
         return RestCatalog("rest", uri=self.uri, **{"py-io-impl": FILE_IO})
 
     def get(self, handler: BaseHTTPRequestHandler) -> None:
-        if handler.path.startswith("/v1/config"):
-            answer(handler, 200, {"defaults": {}, "overrides": {}})
-            return
-        self._table(handler, handler.path.split("/")[3:])
+        path, _, query = handler.path.partition("?")
+        match path.split("/")[2:]:
+            case ["config"]:
+                answer(handler, 200, {"defaults": {}, "overrides": {}})
+            case ["namespaces"]:
+                parent = tuple(parse_qs(query).get("parent", [""])[0].split("\x1f")) if "parent" in query else ()
+                answer(handler, 200, {"namespaces": [list(found) for found in self.backing.list_namespaces(parent)]})
+            case ["namespaces", namespace]:
+                self._namespace(handler, levels(namespace))
+            case ["namespaces", namespace, "tables"]:
+                found = self.backing.list_tables(levels(namespace))
+                listed = [{"namespace": list(one[:-1]), "name": one[-1]} for one in found]
+                answer(handler, 200, {"identifiers": listed})
+            case ["namespaces", namespace, "tables", name]:
+                self._table(handler, [*levels(namespace), name])
+
+    def _namespace(self, handler: BaseHTTPRequestHandler, namespace: tuple[str, ...]) -> None:
+        if self.backing.namespace_exists(namespace):
+            answer(handler, 200, {"namespace": list(namespace), "properties": {}})
+        else:
+            answer(handler, 404, failed(404, "NoSuchNamespaceException", namespace))
 
     def _table(self, handler: BaseHTTPRequestHandler, parts: list[str]) -> None:
         try:
             with self._lock:
-                table = self.backing.load_table((parts[0], parts[2]))
+                table = self.backing.load_table(tuple(parts))
         except NoSuchTableError as error:
             answer(handler, 404, failed(404, "NoSuchTableException", error))
             return
@@ -79,10 +106,45 @@ class RestServer:
         answer(handler, 200, body)
 
     def post(self, handler: BaseHTTPRequestHandler) -> None:
-        _, _, _, namespace, _, name = handler.path.split("/")
         raw = handler.rfile.read(int(handler.headers["Content-Length"]))
-        request = CommitTableRequest.model_validate_json(raw)
-        work = (request, namespace, name)
+        match handler.path.split("/")[2:]:
+            case ["namespaces"]:
+                answer(handler, *self._created(self._create_namespace, json.loads(raw)))
+            case ["namespaces", namespace, "tables"]:
+                fault, self.create_fault = self.create_fault, "ok"
+                created = self._created(self._create_table, levels(namespace), json.loads(raw))
+                self._answer_applied(handler, fault, created)
+            case ["namespaces", namespace, "tables", name]:
+                self._commit(handler, (CommitTableRequest.model_validate_json(raw), levels(namespace), name))
+
+    def _created(self, create: Callable[..., tuple[int, Any]], *args: Any) -> tuple[int, Any]:
+        try:
+            with self._lock:
+                return create(*args)
+        except (NamespaceAlreadyExistsError, TableAlreadyExistsError) as error:
+            return 409, failed(409, "AlreadyExistsException", error)
+        except NoSuchNamespaceError as error:
+            return 404, failed(404, "NoSuchNamespaceException", error)
+
+    def _create_namespace(self, body: dict[str, Any]) -> tuple[int, Any]:
+        self.backing.create_namespace(tuple(body["namespace"]))
+        return 200, body
+
+    def _create_table(self, namespace: tuple[str, ...], body: dict[str, Any]) -> tuple[int, Any]:
+        request = CreateTableRequest.model_validate(
+            {"location": None, "partition-spec": None, "write-order": None, **body}
+        )
+        assert not request.stage_create
+        table = self.backing.create_table(
+            (*namespace, request.name),
+            schema=request.table_schema,
+            partition_spec=request.partition_spec or UNPARTITIONED_PARTITION_SPEC,
+            properties=request.properties,
+        )
+        metadata = json.loads(table.metadata.model_dump_json(exclude_none=True))
+        return 200, {"metadata-location": table.metadata_location, "metadata": metadata, "config": {}}
+
+    def _commit(self, handler: BaseHTTPRequestHandler, work: tuple[CommitTableRequest, tuple[str, ...], str]) -> None:
         self.commits += 1
         fault = self.faults.popleft() if self.faults else "ok"
         if fault == "late":
@@ -109,10 +171,10 @@ class RestServer:
         else:
             answer(handler, *result)
 
-    def apply(self, request: CommitTableRequest, namespace: str, name: str) -> tuple[int, Any]:
+    def apply(self, request: CommitTableRequest, namespace: tuple[str, ...], name: str) -> tuple[int, Any]:
         try:
             with self._lock:
-                table = self.backing.load_table((namespace, name))
+                table = self.backing.load_table((*namespace, name))
                 done = self.backing.commit_table(table, request.requirements, request.updates)
         except (CommitFailedException, ValueError) as error:
             return 409, failed(409, "CommitFailedException", error)
@@ -124,6 +186,11 @@ class RestServer:
         """Let everything arrive that was held back. Returns the codes that nobody gets to see."""
         held, self.held = self.held, []
         return [self.apply(*work)[0] for work in held]
+
+
+def levels(namespace: str) -> tuple[str, ...]:
+    """The levels of a namespace as it stands in a path."""
+    return tuple(unquote(namespace).split("\x1f"))
 
 
 def failed(code: int, kind: str, error: object) -> dict[str, Any]:

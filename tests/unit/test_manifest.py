@@ -98,7 +98,9 @@ def test_an_edge_is_written_with_from_and_to() -> None:
         {"dlq": {"maxRetries": 1, "max_retries": 1}},
         {"dlq": {"retryBackoffMs": 60_000}},
         {"tests": [{"name": "t", "given": {}, "expect": {"sink": []}}]},
-        {"schema": {}},
+        {"schema": {"tables": "discard_row"}},
+        {"schema": {"columns": "ignore"}},
+        {"schema": {"fields": "freeze"}},
     ],
 )
 def test_a_spec_that_cannot_run_is_refused(change: dict[str, Any]) -> None:

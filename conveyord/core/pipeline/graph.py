@@ -15,6 +15,8 @@ from conveyord.core.retry import Backoff
 StageKind = Literal["source", "transform", "sink"]
 OnSlow = Literal["block", "spill"]
 Mode = Literal["stream", "batch"]
+TablePolicy = Literal["evolve", "freeze"]
+SchemaPolicy = Literal["evolve", "freeze", "discard_row", "discard_value"]
 
 MAIN = ""
 """The name of the output that every source and transform has. Others are the operator's `outputs`."""
@@ -65,6 +67,20 @@ class DeadLetterPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class SchemaContract:
+    """What happens with what a sink's table has no place for. The table of a `dlq.sink` is not bound by it.
+
+    tables: whether a missing table is created. columns: a field that the table lacks, at any depth. types: a
+    value that its column cannot give back exactly; `evolve` widens the column, or adds one beside it.
+    `freeze` and `discard_row` make the row a dead letter, `discard_value` leaves the value out and counts it.
+    """
+
+    tables: TablePolicy = "evolve"
+    columns: SchemaPolicy = "evolve"
+    types: SchemaPolicy = "evolve"
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineTest:
     """Rows given and rows expected, by stage (or `stage.output`). Rows are JSON objects.
 
@@ -93,6 +109,7 @@ class Pipeline:
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     dlq: DeadLetterPolicy | None = None
+    schema: SchemaContract = SchemaContract()
     tests: tuple[PipelineTest, ...] = ()
     enabled: bool = True
     """Whether it is meant to run. A pipeline that is not has been checked all the same."""

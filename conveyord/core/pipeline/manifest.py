@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from conveyord.core.pipeline.graph import RETRIES_MAX, RETRY, Mode, OnSlow
+from conveyord.core.pipeline.graph import RETRIES_MAX, RETRY, Mode, OnSlow, SchemaContract, SchemaPolicy, TablePolicy
 from conveyord.core.pipeline.stages import Name, ResourceSpec, StageEntry
 from conveyord.core.retry import Backoff
 
@@ -36,7 +36,6 @@ RETRIES_LIMIT = 100  # with the longest wait allowed, a batch is held for about 
 DELAY_MS_MAX = 3_600_000  # an hour: a batch that waits longer had better be a dead letter
 
 NOT_YET = {
-    "schema": "schema contracts are not supported yet; new fields and widening always evolve",
     "service": "external services are not supported yet; they need the sidecar",
     "grpc": "external services are not supported yet; they need the sidecar",
     "stages": "the stage dialect (etl.dev/v1) is not supported yet; write sources, transforms, sinks and edges",
@@ -154,6 +153,29 @@ class DeadLetterSpec(_Model):
         )
 
 
+class SchemaSpec(_Model):
+    """What happens with what a sink's table has no place for. Everything evolves unless it says otherwise."""
+
+    tables: TablePolicy = Field(
+        default="evolve", description="A missing table: `evolve` creates it, `freeze` stops the run."
+    )
+    columns: SchemaPolicy = Field(
+        default="evolve",
+        description="A field that the table lacks, at any depth: `evolve` adds it, `freeze` and `discard_row` make the "
+        "row a dead letter, `discard_value` leaves the value out and counts it.",
+    )
+    types: SchemaPolicy = Field(
+        default="evolve",
+        description="A value that does not fit its column: `evolve` widens the column, or adds one beside it that is "
+        "named after the value's type; the others as for columns.",
+    )
+
+    @property
+    def contract(self) -> SchemaContract:
+        """The same for the engine."""
+        return SchemaContract(self.tables, self.columns, self.types)
+
+
 Rows = list[dict[str, Any]]
 
 
@@ -210,6 +232,7 @@ class PipelineBody(_Model):
     )
     enabled: bool = Field(default=True, description="Whether the pipeline runs. It is checked in any case.")
     dlq: DeadLetterSpec | None = None
+    schema_: SchemaSpec = Field(default=SchemaSpec(), alias="schema")
     tests: tuple[PipelineTestSpec, ...] = Field(default=(), max_length=TESTS_MAX)
 
 

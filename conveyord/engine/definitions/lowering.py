@@ -10,7 +10,16 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from conveyord.core.pipeline.checks import Finding, check_graph, in_order, resolve_output, unknown_in_test
-from conveyord.core.pipeline.graph import MAIN, DeadLetterPolicy, Edge, Pipeline, PipelineTest, Stage, StageKind
+from conveyord.core.pipeline.graph import (
+    MAIN,
+    DeadLetterPolicy,
+    Edge,
+    Pipeline,
+    PipelineTest,
+    SchemaContract,
+    Stage,
+    StageKind,
+)
 from conveyord.core.pipeline.manifest import (
     EdgeSpec,
     GraphBody,
@@ -21,6 +30,7 @@ from conveyord.core.pipeline.manifest import (
 )
 from conveyord.core.pipeline.stages import StageSpec, is_reference, stage_names
 from conveyord.engine.conditions import condition_problem
+from conveyord.engine.contracts import Sink
 from conveyord.engine.definitions.operators import OperatorChecks
 from conveyord.engine.definitions.resources import KIND_OF, Resource, Resources
 from conveyord.engine.yaml_source import Path
@@ -78,6 +88,7 @@ class _Lowering:
         for finding in check_graph(graph.stages, graph.edges, outputs=outputs, dead_letter_sink=graph.dead_letter_sink):
             self._report(finding, graph)
         self._check_conditions(graph)
+        self._check_contract(body, graph)
         tests = tuple(PipelineTest(name=test.name, given=test.given, expect=test.expect) for test in body.tests)
         for index, test in enumerate(tests):
             for side, key, message in unknown_in_test(
@@ -98,6 +109,7 @@ class _Lowering:
             labels=self._resource.labels,
             annotations=self._resource.annotations,
             dlq=dlq,
+            schema=body.schema_.contract,
             tests=tests,
             enabled=body.enabled,
         )
@@ -261,6 +273,18 @@ class _Lowering:
         for edge, path in zip(graph.edges, graph.edge_places, strict=True):
             if edge.when is not None and (why := condition_problem(edge.when)) is not None:
                 self._written.at((*path, "when"), why)
+
+    def _check_contract(self, body: PipelineBody, graph: _Graph) -> None:
+        """A contract that no sink keeps would be ignored in silence."""
+        sinks = [stage for stage in graph.stages if stage.kind == "sink" and stage.name != graph.dead_letter_sink]
+        if body.schema_.contract != SchemaContract() and not any(
+            isinstance(operator := self._operators.find("sink", sink.type), str)
+            or (issubclass(operator, Sink) and operator.keeps_contract)
+            for sink in sinks
+        ):
+            types = ", ".join(sorted({sink.type for sink in sinks}))
+            message = f"'schema' is a contract of tables, and no sink here has one ({types}); leave it out"
+            self._written.at((*self._resource.base, "schema"), message, key=True)
 
     def _report(self, finding: Finding, graph: _Graph) -> None:
         message = finding.message

@@ -15,9 +15,10 @@ moves as a whole. Fields without any type yet (null, a list of null, a struct of
 information: a target without them does not get them.
 """
 
+from conveyord.engine.schema.contract import Breach, held_to
 from conveyord.engine.schema.fit import fit
 from conveyord.engine.schema.grow import grow
 from conveyord.engine.schema.merge import merge
 from conveyord.engine.schema.types import plain_type
 
-__all__ = ["fit", "grow", "merge", "plain_type"]
+__all__ = ["Breach", "fit", "grow", "held_to", "merge", "plain_type"]

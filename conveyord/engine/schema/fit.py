@@ -59,8 +59,8 @@ def fit_columns(
         elif array.type.equals(held.type):
             columns[field.name] = array
         else:
-            array = _decoded(array)
-            columns[field.name], misfit = _convert(array, held.type)
+            array = decoded(array)
+            columns[field.name], misfit = convert(array, held.type)
             if misfit is not None:
                 overflow.append((field.name, pc.if_else(misfit, array, pa.scalar(None, array.type))))
     for name, array in overflow:
@@ -82,9 +82,9 @@ def _place(columns: dict[str, pa.Array], wanted: dict[str, pa.Field], name: str,
     rest = array
     plain = plain_type(array.type)
     if typed in wanted:
-        rest = _fill(columns, typed, rest, _convert(rest, wanted[typed].type))
+        rest = _fill(columns, typed, rest, convert(rest, wanted[typed].type))
     elif not pt.is_null(plain):
-        misfit = _convert(rest, plain)[1]
+        misfit = convert(rest, plain)[1]
         if misfit is None or pc.any(pc.and_not(rest.is_valid(), misfit)).as_py():
             raise _no_room(name, typed, array.type)
     for sibling in text_sibling_names(name):
@@ -117,7 +117,7 @@ def _no_room(name: str, sibling: str, kind: pa.DataType) -> BatchError:
     )
 
 
-def _decoded(array: pa.Array) -> pa.Array:
+def decoded(array: pa.Array) -> pa.Array:
     """`array` without the encodings that only change how its values are laid out."""
     while True:
         if pt.is_dictionary(array.type):
@@ -132,9 +132,12 @@ def _decoded(array: pa.Array) -> pa.Array:
             return array
 
 
-def _convert(array: pa.Array, target: pa.DataType) -> Converted:
-    """Bring values to `target`: what fits, and a mask of the non-null values that do not."""
-    array = _decoded(array)
+def convert(array: pa.Array, target: pa.DataType) -> Converted:
+    """Bring values to `target`: what fits, and a mask of the non-null values that do not.
+
+    Raises BatchError, as `fit` does, if a value within a struct has no field to go to.
+    """
+    array = decoded(array)
     kind = array.type
     if kind.equals(target):
         return array, None
@@ -166,13 +169,23 @@ def _convert_structs(array: pa.Array, target: pa.DataType) -> pa.Array:
 def _convert_lists(array: pa.Array, target: pa.DataType) -> Converted:
     elements = Elements.of(array)
     if pt.is_map(target):
-        keys, key_misfit = _convert(elements.values.field("key"), target.key_type)
-        items, item_misfit = _convert(elements.values.field("value"), target.item_type)
+        keys, key_misfit = convert(elements.values.field("key"), target.key_type)
+        items, item_misfit = convert(elements.values.field("value"), target.item_type)
         values = pa.StructArray.from_arrays([keys, items], names=["key", "value"])
         masks = [mask for mask in (key_misfit, item_misfit) if mask is not None]
         misfit = None if not masks else masks[0] if len(masks) == 1 else pc.or_(*masks)
     else:
-        values, misfit = _convert(elements.values, target.value_type)
+        values, misfit = convert(elements.values, target.value_type)
+    return rebuilt_lists(array, elements, values, misfit, target)
+
+
+def rebuilt_lists(
+    array: pa.Array, elements: Elements, values: pa.Array, misfit: pa.Array | None, target: pa.DataType
+) -> Converted:
+    """The lists of `array` over new `values`, as the list or map type `target`.
+
+    elements: `array` taken apart. misfit: which values did not fit; their lists are null, and do not fit as a whole.
+    """
     if misfit is None:
         return elements.rebuilt(values, target), None
     moved = elements.with_any(misfit)

@@ -23,7 +23,10 @@ class Elements:
         if pt.is_map(kind):
             # Not by a cast: for a slice of maps Arrow 26 cuts children of type null too short, and
             # reading them then crashes the process. Nor by take, which cannot do views.
-            pairs = pa.StructArray.from_arrays([array.keys, array.items], names=["key", "value"])
+            keys = array.keys
+            # Of a list's slice of maps, items of type null may be fewer than the keys.
+            items = pa.nulls(len(keys)) if pt.is_null(kind.item_type) else array.items
+            pairs = pa.StructArray.from_arrays([keys, items], names=["key", "value"])
             offsets = pc.add(array.offsets, pa.scalar(0, pa.int32()))  # a copy: a slice takes no mask
             array = pa.ListArray.from_arrays(offsets, pairs, mask=array.is_null())
         # Not through a cast to large_list: Arrow 26 loses elements of a list_view that holds a null.

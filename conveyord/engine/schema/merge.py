@@ -80,10 +80,11 @@ def merge_type(target: pa.DataType, incoming: pa.DataType) -> tuple[pa.DataType,
         field = target.value_field.with_type(element)
         return (pa.list_(field) if pt.is_list(target) else pa.large_list(field)), total
     if pt.is_map(target) and pt.is_map(incoming):
+        # Iceberg widens no keys of a map: what those of the table cannot hold is a value of another type.
         key, key_total = merge_type(target.key_type, incoming.key_type)
         item, item_total = merge_type(target.item_type, incoming.item_type)
-        grown = pa.map_(target.key_field.with_type(key), target.item_field.with_type(item))
-        return grown, key_total and item_total
+        grown = pa.map_(target.key_field, target.item_field.with_type(item))
+        return grown, key_total and item_total and key.equals(target.key_type)
     return join_scalar(target, incoming)
 
 

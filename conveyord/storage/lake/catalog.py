@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 EMBEDDED = "lake"
 FILE_IO = "conveyord.storage.lake.fileio.DurableFileIO"
+FSSPEC_FILE_IO = "pyiceberg.io.fsspec.FsspecFileIO"
+ENCRYPTION_KEYS = frozenset({"s3.server-side-encryption", "s3.sse-kms-key-id"})
 CATALOG_FILE = "catalog.db"
 WAREHOUSE_DIRECTORY = "warehouse"
 DATA_DIR_KEY = "conveyord.data-dir"  # property of an opened embedded catalog; stored nowhere
@@ -32,7 +35,8 @@ def open_embedded(data_dir: Path) -> Catalog:
     """
     from pyiceberg.catalog.sql import SqlCatalog
 
-    from conveyord.storage.lake.fileio import make_directories, storage_full, sync_directory
+    from conveyord.storage.disk import make_directories, sync_directory
+    from conveyord.storage.lake.fileio import storage_full
 
     data_dir = _absolute(data_dir)
     warehouse = data_dir / WAREHOUSE_DIRECTORY
@@ -139,9 +143,28 @@ def open_catalog(name: str, properties: Mapping[str, str]) -> Catalog:
     from pyiceberg.exceptions import NoSuchPropertyException, NotInstalledError
 
     try:
-        return _durable(load_catalog(name, **{"py-io-impl": FILE_IO, **properties}))
+        return _durable(load_catalog(name, **{**_io_defaults(name, properties), **properties}))
     except (NoSuchPropertyException, NotInstalledError, ValueError) as error:
         raise ConfigError(f"catalog {name}: {error}; see pyiceberg's documentation of catalog properties") from error
+
+
+def _io_defaults(name: str, properties: Mapping[str, str]) -> dict[str, str]:
+    """What `properties` leave open about files, so that every reader and writer takes them the same way.
+
+    Raises ConfigError if they ask for encryption and the package that can pass that on is missing.
+    """
+    defaults = {"py-io-impl": FILE_IO}
+    if "s3.endpoint" in properties and str(properties.get("s3.force-virtual-addressing")).lower() != "true":
+        # pyarrow puts the bucket into the path of an endpoint that is not Amazon's; DataFusion has to be told to.
+        defaults["s3.path-style-access"] = "true"
+    if asked := sorted(ENCRYPTION_KEYS & properties.keys()):
+        if find_spec("s3fs") is None:
+            raise ConfigError(
+                f"catalog {name}: {', '.join(asked)} takes the package s3fs, because pyarrow cannot pass it on;"
+                " pip install 'conveyord[s3]'"
+            )
+        defaults["py-io-impl"] = FSSPEC_FILE_IO
+    return defaults
 
 
 def _durable(catalog: Catalog) -> Catalog:

@@ -21,8 +21,8 @@ from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO
 from pyiceberg.typedef import EMPTY_DICT, Properties
 
 from conveyord.core.errors import StorageFull
+from conveyord.storage.disk import FULL_ERRNOS, make_directories, sync_directory
 
-FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 BUFFER_BYTES = 1024 * 1024  # one write call per megabyte; Parquet pages come in far smaller pieces
 
 
@@ -31,24 +31,6 @@ def local_path(location: str) -> Path | None:
     if location.startswith("file:"):
         return Path(urlparse(location).path)  # not unquoted: pyiceberg reads it back as it stands
     return None if "://" in location else Path(location).absolute()
-
-
-def sync_directory(path: Path) -> None:
-    """Blocking. Put the entries of one directory on disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def make_directories(path: Path) -> Path:
-    """Blocking. Create `path` with its parents; returns the deepest directory that existed already."""
-    existing = path
-    while not existing.exists():
-        existing = existing.parent
-    path.mkdir(parents=True, exist_ok=True)
-    return existing
 
 
 def storage_full(error: OSError, path: Path | str) -> StorageFull | None:

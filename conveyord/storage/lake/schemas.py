@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from conveyord.core.errors import ConfigError, Retryable
+from conveyord.storage.lake.schema_history import mark
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
     from pyiceberg.schema import Schema
     from pyiceberg.table import Table
+    from pyiceberg.table.metadata import TableMetadata
     from pyiceberg.types import IcebergType, NestedField
 
 EVOLVE_ATTEMPTS_MAX = 10  # each lost attempt means that another writer changed the table in between
@@ -275,6 +277,24 @@ def _arrow_type(iceberg_type: IcebergType, *, with_ids: bool) -> pa.DataType:
 # ------------------------------------------------------------------------------ creating and growing
 
 
+def fitting_schemas(metadata: TableMetadata) -> frozenset[int]:
+    """Ids of the schemas whose files can be committed under the current one: no column of them is lost, and none
+    that is required now can be null in them.
+    """
+    current = metadata.schema()
+    required = _required_ids(current)
+    return frozenset(
+        schema.schema_id
+        for schema in metadata.schemas
+        if schema.field_ids <= current.field_ids and required <= _required_ids(schema)
+    )
+
+
+def _required_ids(schema: Schema) -> set[int]:
+    fields = (schema.find_field(field_id) for field_id in schema.field_ids)
+    return {field.field_id for field in fields if field.required}
+
+
 def create_table(
     catalog: Catalog,
     identifier: str,
@@ -311,13 +331,14 @@ def _ensure_namespace(catalog: Catalog, namespace: tuple[str, ...]) -> None:
             raise
 
 
-def evolve(table: Table, target: pa.Schema) -> Table:
+def evolve(table: Table, target: pa.Schema, *, pipeline: str | None = None) -> Table:
     """Blocking. Add what `target` has and the table lacks, and widen where Iceberg can.
 
     Added are columns and nested fields; widened are int to long, float to double and decimal to more
     digits of the same scale, at any depth but not in map keys. Whatever else differs stays as the table
     has it: what to do with such values is decided before they come here. One commit at most, none if
     nothing is missing; repeating it is harmless. Returns `table` itself, refreshed if it changed.
+    pipeline: on whose behalf, for the history of the schema.
     Raises Retryable if other writers kept changing the table, ConfigError for a name it cannot have.
     """
     from pyiceberg.exceptions import CommitFailedException
@@ -331,7 +352,7 @@ def evolve(table: Table, target: pa.Schema) -> Table:
         if merged == current.as_struct():
             return table
         try:
-            _commit_schema(table, merged)
+            _commit_schema(table, merged, pipeline)
         except CommitFailedException as error:
             last_error = error
             table.refresh()
@@ -391,13 +412,14 @@ def _widens(current: IcebergType, wanted: IcebergType) -> bool:
     return (str(current), str(wanted)) in {("int", "long"), ("float", "double")}
 
 
-def _commit_schema(table: Table, struct: Any) -> None:
+def _commit_schema(table: Table, struct: Any, pipeline: str | None) -> None:
     from pyiceberg.table.update import (
         AddSchemaUpdate,
         AssertCurrentSchemaId,
         AssertLastAssignedFieldId,
         AssertTableUUID,
         SetCurrentSchemaUpdate,
+        SetPropertiesUpdate,
         TableUpdate,
     )
 
@@ -418,6 +440,8 @@ def _commit_schema(table: Table, struct: Any) -> None:
     updates: tuple[TableUpdate, ...] = (SetCurrentSchemaUpdate(schema_id=-1 if known is None else known),)
     if known is None:
         updates = (AddSchemaUpdate(schema_=schema), *updates)
+        if pipeline is not None:
+            updates += (SetPropertiesUpdate(updates=mark(schema.schema_id, pipeline)),)
     table.catalog.commit_table(table, requirements, updates)
 
 

@@ -231,11 +231,11 @@ class LakeTable:
         return None, None, oldest
 
     def _fitting_schemas(self, metadata: TableMetadata) -> frozenset[int]:
+        from conveyord.storage.lake.schemas import fitting_schemas
+
         key = (str(metadata.table_uuid), metadata.current_schema_id, len(metadata.schemas))
         if self._fitting is None or self._fitting[0] != key:
-            current = metadata.schema().field_ids
-            fitting = (s.schema_id for s in metadata.schemas if s.field_ids <= current)
-            self._fitting = (key, frozenset(fitting))
+            self._fitting = (key, fitting_schemas(metadata))
         return self._fitting[1]
 
     def _property_updates(self, fence: Fence, sequence: int, removed: Sequence[str]) -> tuple[TableUpdate, ...]:

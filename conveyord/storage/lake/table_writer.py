@@ -90,6 +90,7 @@ class TableWriter:
         self._table: Table | None = None
         self._files: DataFileWriter | None = None
         self._staged: list[DataFile] = []
+        self._staged_under: set[int] = set()  # ids of the schemas that staged files were written under
         self.schema: pa.Schema | None = None
         """What `write` takes: the table's columns and types, or None while there is no table."""
         self.rows_committed = 0
@@ -114,14 +115,16 @@ class TableWriter:
     def shape(self, schema: pa.Schema) -> None:
         """Make the table take columns of `schema`: create it, or add what it lacks. Sets `self.schema`.
 
-        Files that were begun under the former schema are closed and stay valid: a column that a file
-        lacks reads as null.
+        That may come out otherwise, because somebody else changed the table meanwhile: then nothing was done, or
+        not all, and the caller works out anew what it wants. Files that were begun under the former schema are
+        closed. They stay valid (a column that a file lacks reads as null), or are written again.
         """
-        from conveyord.storage.lake.schemas import TableAppeared, create_table, evolve
+        from conveyord.storage.lake.schema_history import mark
+        from conveyord.storage.lake.schemas import TableAppeared, arrow_schema, create_table, evolve
 
         identifier, partition_by = self._options.identifier, self._options.partition_by
         if self._table is None:
-            properties = self._committer.initial_properties()
+            properties = self._committer.initial_properties() | mark(0, self._options.pipeline)
             with suppress(TableAppeared):  # someone else was faster: whether it may be written is seen below
                 self._ask(lambda: create_table(self._catalog, identifier, schema, partition_by, properties))
             if self.open():
@@ -129,10 +132,15 @@ class TableWriter:
                     f"table {identifier}: another run of {self._options.pipeline} created it and has written to it "
                     "meanwhile; let one of the two finish, then run again"
                 )
-        else:
-            self._stage()
-        table = self._opened()
-        self._use(self._ask(lambda: evolve(table, schema)))
+            return
+        self._stage()
+        table = self._ask(lambda: self._catalog.load_table(identifier))
+        if arrow_schema(table).equals(self.schema):
+            # Only what the caller asks for: a column that somebody drops now is not added again in passing.
+            known = set(self.schema or ())
+            lacking = pa.schema([field for field in schema if field not in known])
+            table = self._ask(lambda: evolve(table, lacking, pipeline=self._options.pipeline))
+        self._use(table)
 
     def _ask(self, work: Callable[[], T]) -> T:
         """What the catalog answers, within the deadline; its errors as sentences about the table."""
@@ -182,7 +190,7 @@ class TableWriter:
         self.rows_committed += rows
         self.files_committed += len(self._staged)
         self.commits += 1
-        self._staged = []
+        self._staged, self._staged_under = [], set()
 
     def abort(self) -> None:
         """Delete the files that no commit has named or may still name. The writer is of no more use."""
@@ -202,20 +210,38 @@ class TableWriter:
         from conveyord.storage.lake.data_files import DataFileWriter, WriterOptions
         from conveyord.storage.lake.schemas import arrow_schema
 
+        if not self._fits(table):
+            self._rewrite(table)
         self._table = table
         self.schema = arrow_schema(table)
         options = WriterOptions(target_file_bytes=self._options.target_file_bytes)
         self._files = DataFileWriter(table, options, self._ledger.intend)
 
     def _stage(self) -> None:
-        if self._files is not None:
-            self._staged += self._files.finish()
+        if self._files is not None and (finished := self._files.finish()):
+            self._staged += finished
+            self._staged_under.add(self._files.schema_id)
+
+    def _fits(self, table: Table) -> bool:
+        """Whether all staged files may be committed to `table` as they are."""
+        from conveyord.storage.lake.schemas import fitting_schemas
+
+        if any(file.spec_id != table.spec().spec_id for file in self._staged):
+            return False
+        return self._staged_under <= fitting_schemas(table.metadata)
 
     def _rebuild(self) -> None:
         """Write the staged rows again as the table wants them now."""
+        table = self._ask(lambda: self._catalog.load_table(self._options.identifier))
+        self._rewrite(table)
+        self._use(table)
+
+    def _rewrite(self, table: Table) -> None:
+        """Write the staged rows again under the schema and partitioning of `table`."""
         from conveyord.storage.lake.data_files import WriterOptions, rewrite
 
-        table = self._ask(lambda: self._catalog.load_table(self._options.identifier))
         options = WriterOptions(target_file_bytes=self._options.target_file_bytes)
+        outdated = [file.file_path for file in self._staged]
         self._staged = rewrite(self._staged, table, options, self._ledger.intend)
-        self._use(table)
+        self._staged_under = {table.schema().schema_id}
+        self._ledger.abandon(outdated, batch=self._committer.fence.n + 1)

@@ -1,0 +1,1 @@
+"""What the `http` source and the `http` sink have in common."""
