@@ -111,6 +111,7 @@ def _as_object(report: ReplayReport) -> dict[str, Any]:
         "failed_again": report.failed_again,
         "waiting": report.waiting,
         "absent": dict(report.absent),
+        "behind": report.behind,
         "unusable": report.unusable,
         "error": None if error is None else {"code": error.code, "message": str(error), "stage": report.stage},
     }
@@ -122,6 +123,8 @@ def _as_text(report: ReplayReport) -> str:
         parts.append(f"{report.waiting:,} wait until `conveyord run` has passed their records")
     for name, count in sorted(report.absent.items()):
         parts.append(f"{count:,} wait for {name!r}, which this definition does not have")
+    if report.behind:
+        parts.append(f"{report.behind:,} wait behind those, which were on their way already")
     if report.unusable:
         parts.append(f"{report.unusable:,} cannot be replayed; `conveyord dlq show` says why")
     return f"{report.pipeline}: {', '.join(parts)}"

@@ -45,8 +45,9 @@ class ReplayReport:
 
     replayed: their rows are where they belong. failed_again: still dead letters, perhaps of a later stage.
     waiting: a sink has not passed their record yet, so a normal run must come first. absent: how many wait for a
-    stage or a sink that the definition does not have, by its name. unusable: their content is damaged or was
-    never kept. error: why the replay ended early; the next goes on.
+    stage or a sink that the definition does not have, by its name. behind: how many must not pass queued ones of
+    their stage that wait so. unusable: their content is damaged or was never kept. error: why the replay ended
+    early; the next goes on.
     """
 
     pipeline: str
@@ -54,6 +55,7 @@ class ReplayReport:
     failed_again: int = 0
     waiting: int = 0
     absent: Counter[str] = field(default_factory=Counter)
+    behind: int = 0
     unusable: int = 0
     error: ConveyordError | None = None
     stage: str | None = None
@@ -78,6 +80,7 @@ class _Replaying:
         self._settings = request.settings()
         self._box = box
         self._highest = 0  # sequence number that a sink holds
+        self._blocked: set[str] = set()  # stages with letters that are queued and have to wait: none may pass them
         self.report = ReplayReport(pipeline.identity)
 
     async def run(self, selection: Selection, drain: trio.Event) -> None:
@@ -116,16 +119,24 @@ class _Replaying:
                 if stored.sequence is None:
                     continue
                 lane = self._lane(stored, lacks)
-                if lane is not None:
+                if lane is None:
+                    self._blocked.add(stored.letter.key.stage)
+                else:
                     lanes[lane] = min(stored.sequence, lanes.get(lane, stored.sequence))
             return sorted(lanes, key=lambda lane: lanes[lane])
 
         return await self._box.ask(found)
 
     def _lane(self, stored: StoredLetter, lacks: Lacks) -> Lane | None:
-        """Where a letter goes on; None if there is no place for it any more."""
+        """Where a letter goes on; None if it has to wait for a stage or a sink that is not there.
+
+        A letter goes to all its sinks or to none. If it went to some, numbers of several lanes would interleave once
+        the others are back, and a fence, which is one number, could not tell what a sink has of them.
+        """
         point, sinks = point_of(stored.letter.key, self._pipeline), lacks.meant(stored.letter)
-        return None if point is None or sinks is None else Lane(point, sinks)
+        if point is None or sinks is None or lacks.absent(stored.letter):
+            return None
+        return Lane(point, sinks)
 
     async def _chosen(self, selection: Selection) -> dict[Lane, list[int]]:
         """The letters that can be replayed, by lane."""
@@ -141,7 +152,9 @@ class _Replaying:
                 lane = self._lane(stored, lacks)
                 if lane is None:
                     continue
-                if lacks.past(stored.letter.key, lane.sinks) != lane.sinks:
+                if stored.letter.key.stage in self._blocked:
+                    self.report.behind += 1
+                elif lacks.past(stored.letter.key, lane.sinks) != lane.sinks:
                     self.report.waiting += 1
                 else:
                     chosen.setdefault(lane, []).append(stored.id)
