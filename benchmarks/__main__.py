@@ -27,10 +27,16 @@ BENCHMARKS = (
     "generate_memory",
     "graph",
     "poison",
+    "origins",
     "sharing",
     "spill",
     "dead_letters",
+    "http_push",
+    "payloads",
     "validation",
+    "raft_core",
+    "raft_log",
+    "raft_snapshots",
 )
 
 

@@ -1,8 +1,8 @@
-"""The main job against the bare loop: JSON lines to an Iceberg table, whole processes, interleaved.
+"""The main job against the bare loop and DuckDB: JSON lines to an Iceberg table, whole processes, interleaved.
 
 The bare loop is what a user would write by hand with pyarrow alone: `open_json` into a
-`ParquetWriter` with zstd, on the same bytes; no table, no commit, no recovery. Processes are pinned,
-so "one core" is one core for every thread of the process.
+`ParquetWriter` with zstd, on the same bytes; no table, no commit, no recovery. DuckDB copies `read_ndjson` to
+one Parquet file with zstd. Processes are pinned, so "one core" is one core for every thread of the process.
 
     python -m benchmarks.jsonl_to_iceberg --records 5000000 --rounds 3 --json out.json
 """
@@ -35,6 +35,13 @@ for batch in pj.open_json(source):
 writer.close()
 """
 
+DUCKDB = """
+import sys, duckdb
+source, target, cores = sys.argv[1:]
+duckdb.sql(f"SET threads = {len(cores.split(','))}")
+duckdb.sql(f"COPY (SELECT * FROM read_ndjson('{source}')) TO '{target}' (FORMAT parquet, COMPRESSION zstd)")
+"""
+
 PIPELINE = """
 apiVersion: conveyor.etl/v1
 kind: Pipeline
@@ -43,6 +50,9 @@ spec:
   source: {{type: file_jsonl, path: {path}}}
   sink: {{type: iceberg, table: bench.trips}}
 """
+
+
+CORES = {"1_core": "0", "2_cores": "0,1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,10 @@ def bare(path: Path, work: Path, *, cores: str) -> Sample:
     return timed([sys.executable, "-c", BARE_LOOP, str(path), str(work / "bare.parquet")], cores=cores)
 
 
+def duckdb(path: Path, work: Path, *, cores: str) -> Sample:
+    return timed([sys.executable, "-c", DUCKDB, str(path), str(work / "duckdb.parquet"), cores], cores=cores)
+
+
 def conveyord(path: Path, work: Path, *, cores: str) -> Sample:
     definition = work / "trips.yaml"
     definition.write_text(PIPELINE.format(path=path))
@@ -84,23 +98,27 @@ def median_of(samples: Sequence[Sample], field: str) -> float:
 
 
 def compare(path: Path, work: Path, rounds: int) -> dict[str, object]:
-    """Interleaved rounds of the three, and the ratios of their medians and pair by pair."""
-    runs: dict[str, list[Sample]] = {"bare_1_core": [], "conveyord_1_core": [], "conveyord_2_cores": []}
+    """Interleaved rounds of all on one core and on two, and the medians of the ratios pair by pair."""
+    runs: dict[str, list[Sample]] = {f"{name}_{many}": [] for many in CORES for name in ("bare", "duckdb", "conveyord")}
     for _ in range(rounds):
-        runs["bare_1_core"].append(bare(path, work, cores="0"))
-        runs["conveyord_1_core"].append(conveyord(path, work, cores="0"))
-        runs["conveyord_2_cores"].append(conveyord(path, work, cores="0,1"))
-    one, two, loop = runs["conveyord_1_core"], runs["conveyord_2_cores"], runs["bare_1_core"]
+        for many, cores in CORES.items():
+            runs[f"bare_{many}"].append(bare(path, work, cores=cores))
+            runs[f"duckdb_{many}"].append(duckdb(path, work, cores=cores))
+            runs[f"conveyord_{many}"].append(conveyord(path, work, cores=cores))
 
-    def ratio(over: list[Sample], under: list[Sample], field: str) -> float:
-        pairs = zip(over, under, strict=True)
+    def ratio(over: str, under: str, field: str) -> float:
+        pairs = zip(runs[over], runs[under], strict=True)
         return round(statistics.median(getattr(a, field) / getattr(b, field) for a, b in pairs), 3)
 
     return {
-        "one core: bare wall / conveyord wall": ratio(loop, one, "wall_seconds"),
-        "one core: bare CPU / conveyord CPU": ratio(loop, one, "cpu_seconds"),
-        "two cores: speed-up over one (wall)": ratio(one, two, "wall_seconds"),
-        "peak RSS MiB, two cores": round(max(sample.peak_rss_mib for sample in two)),
+        "one core: bare wall / conveyord wall": ratio("bare_1_core", "conveyord_1_core", "wall_seconds"),
+        "one core: bare CPU / conveyord CPU": ratio("bare_1_core", "conveyord_1_core", "cpu_seconds"),
+        "one core: DuckDB CPU / conveyord CPU": ratio("duckdb_1_core", "conveyord_1_core", "cpu_seconds"),
+        "two cores: bare wall / conveyord wall": ratio("bare_2_cores", "conveyord_2_cores", "wall_seconds"),
+        "two cores: bare CPU / conveyord CPU": ratio("bare_2_cores", "conveyord_2_cores", "cpu_seconds"),
+        "two cores: DuckDB CPU / conveyord CPU": ratio("duckdb_2_cores", "conveyord_2_cores", "cpu_seconds"),
+        "two cores: speed-up over one (wall)": ratio("conveyord_1_core", "conveyord_2_cores", "wall_seconds"),
+        "peak RSS MiB, two cores": round(max(sample.peak_rss_mib for sample in runs["conveyord_2_cores"])),
         "samples": {name: [asdict(sample) for sample in samples] for name, samples in runs.items()},
     }
 

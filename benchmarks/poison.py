@@ -1,9 +1,13 @@
-"""What one poison row among 65,536 costs: runs of the stage, and time against the same rows without it.
+"""What poison rows among 65,536 cost: runs of the stage, and time against the same rows without them.
 
 All of the engine is in it: a SQL stage that divides by zero on one row runs in a graph, the row is found and
 made durable as a dead letter, and the rest goes on. The other side, round by round, is the same graph over rows
 that are all good, where the stage runs once. Where the row stands decides how much is run again. Behind another
 stage that stage is run too, on parts of its rows, to find the record that the poison row came from.
+
+Where many rows are poison, at random places, a run takes minutes. These are only counted, in a search without the
+engine around it, beside the logarithm of the possible sets of so many rows: on average no search does with fewer runs
+where each only fails or not. --many times them too, once.
 
     python -m benchmarks.poison --rounds 9 --json out.json
 """
@@ -13,24 +17,29 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
+import numpy as np
 import pyarrow as pa
 import structlog
 import trio
 
 from benchmarks.graph import PIPELINE, Waiting, run
 from benchmarks.transforms import records
+from conveyord.core.errors import BatchError
 from conveyord.core.flow.positions import Partition, Positions, Span
 from conveyord.core.flow.tally import Tally
 from conveyord.engine.contracts import OperatorConfig, OperatorContext, Outlet, Source
 from conveyord.engine.dead_lettering import LetterBox, StageLetters
 from conveyord.engine.origin import Place, RecordRef
+from conveyord.engine.poison import salvage
 from conveyord.operators.transform_json_flatten import JsonFlattenTransform
 from conveyord.operators.transform_sql_transform import SqlTransform
 from conveyord.storage.dead_letters.store import DeadLetterStore
@@ -73,6 +82,10 @@ CASES = (
     Case("sixteen, evenly", range(ROWS // 32, ROWS, ROWS // 16)),
     BEHIND,
     Case("one in the middle, behind a SQL stage", [MIDDLE], behind=True),
+)
+MANY = tuple(
+    Case(f"{percent} % of all rows", sorted(Random(percent).sample(range(ROWS), ROWS * percent // 100)))
+    for percent in (1, 10, 50, 100)
 )
 
 
@@ -140,17 +153,42 @@ async def run_once(case: Case, data: pa.RecordBatch, home: Path) -> Run:
     return Run(dividing.runs, before.runs, dividing.seconds + before.seconds, seconds)
 
 
-def measure(rounds: int) -> dict[str, dict[str, float]]:
+def run_alone(case: Case, data: pa.RecordBatch) -> Run:
+    """One run, with a home of its own."""
+    with tempfile.TemporaryDirectory(prefix="conveyord-poison-") as home:
+        return trio.run(run_once, case, data, Path(home))
+
+
+def counted(case: Case) -> dict[str, float]:
+    """Runs of a stage that fails on the rows of `case`, and the logarithm of the number of sets of so many rows."""
+    poison, runs = np.zeros(ROWS, bool), 0
+    poison[list(case.poison)] = True
+
+    def work(rows: pa.RecordBatch) -> None:
+        nonlocal runs
+        runs += 1
+        if poison[rows.column(0).to_numpy()].any():
+            raise BatchError("poison")
+
+    salvage(work, pa.record_batch({"row": np.arange(ROWS)}), BatchError("poison"))
+    count = len(case.poison)
+    fewest = (math.lgamma(ROWS + 1) - math.lgamma(count + 1) - math.lgamma(ROWS - count + 1)) / math.log(2)
+    return {"runs": runs, "runs_per_row": runs / ROWS, "fewest": fewest}
+
+
+def measure(rounds: int, *, many: bool) -> dict[str, dict[str, float]]:
     """Every case, interleaved; medians, and ratios to the graph over good rows in the same round."""
     inputs = {case: rows_with(case.poison) for case in CASES}
     found: dict[Case, list[Run]] = {case: [] for case in CASES}
     for _ in range(rounds + 1):  # the first warms up
         for case, data in inputs.items():
-            with tempfile.TemporaryDirectory(prefix="conveyord-poison-") as home:
-                found[case].append(trio.run(run_once, case, data, Path(home)))
+            found[case].append(run_alone(case, data))
+    for case in MANY if many else ():
+        found[case] = [run_alone(case, rows_with(case.poison))]
     table = {}
     for case, runs in found.items():
-        pairs = list(zip(runs, found[BEHIND if case.behind else ALONE], strict=True))[1:]
+        good = found[BEHIND if case.behind else ALONE]
+        pairs = list(zip(runs[1:] or runs, good[1:], strict=bool(runs[1:])))
         table[case.name] = {
             "runs": runs[-1].runs,
             "runs_before": runs[-1].runs_before,
@@ -165,17 +203,21 @@ def measure(rounds: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--many", action="store_true", help="also time batches of which many rows are poison: minutes")
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    table = measure(arguments.rounds)
+    table, counts = measure(arguments.rounds, many=arguments.many), {case.name: counted(case) for case in MANY}
     print(f"| poison among {ROWS} rows | runs | of the stage before | ms in stages | good = 1 | ms in all | good = 1 |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name, row in table.items():
         figures = f"{row['stage_ms']:.1f} | {row['stage_ratio']:.2f} | {row['graph_ms']:.1f} | {row['graph_ratio']:.2f}"
         print(f"| {name} | {row['runs']} | {row['runs_before']} | {figures} |")
+    print(f"\n| poison among {ROWS} rows | runs | per row | log2 of the possible sets |\n|---|---:|---:|---:|")
+    for name, row in counts.items():
+        print(f"| {name} | {row['runs']} | {row['runs_per_row']:.2f} | {row['fewest']:.0f} |")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"rows": ROWS, "results": table}, indent=2) + "\n")
+        arguments.json.write_text(json.dumps({"rows": ROWS, "results": table, "many": counts}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

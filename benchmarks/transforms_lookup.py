@@ -71,7 +71,7 @@ def ours(keys: pa.Array, batch: pa.RecordBatch) -> dict[str, Work]:
         {"k": keys, "n": pa.array(range(len(keys))), "t": pa.array([f"name of {n}" for n in range(len(keys))])}
     )
 
-    enrichment = Enrichment({"k": "k"}, None, "", None, None, "fail", text_keys=False, stage="lookup")
+    enrichment = Enrichment({"k": "k"}, None, "", None, None, "fail", text_keys=False)
 
     reference = Reference(enrichment, table, name="reference")
     reference.prepare()

@@ -12,7 +12,8 @@ import re
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
@@ -35,11 +36,48 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class Address(NamedTuple):
+    """Where to listen. Port 0 is a free one."""
+
+    host: str
+    port: int
+
+
+def _metrics_address(text: str) -> Address | None:
+    """The address that `run.metrics` means; None if it is empty. Raises ValueError."""
+    if not text:
+        return None
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port, is_more = parts.hostname, parts.port, parts.netloc != text or "@" in text
+    except ValueError:
+        host, port, is_more = None, None, True
+    if host is None or port is None or is_more:
+        raise ValueError(f"{text!r} is no address; write HOST:PORT with a port up to 65535, such as 127.0.0.1:9464")
+    return Address(host, port)
+
+
+def _check_metrics(text: str) -> str:
+    _metrics_address(text)
+    return text
+
+
 class RunConfig(_Model):
-    """How pipelines are run. `channel_capacity` is in batches per edge; `threads` 0 means one per core."""
+    """How pipelines are run. `channel_capacity` is in batches per edge; `threads` 0 means one per core.
+
+    metrics: HOST:PORT where Prometheus may scrape a run; empty for nowhere.
+    """
 
     channel_capacity: int = Field(default=8, ge=1, le=CHANNEL_CAPACITY_MAX)
     threads: int = Field(default=0, ge=0, le=THREADS_MAX)
+    metrics: Annotated[str, AfterValidator(_check_metrics)] = ""
+
+    def metrics_address(self, port: int | None = None) -> Address | None:
+        """Where to serve metrics. port: wins over the one in `metrics`; without `metrics`, on loopback alone."""
+        configured = _metrics_address(self.metrics)
+        if port is None:
+            return configured
+        return Address("127.0.0.1" if configured is None else configured.host, port)
 
 
 class LogConfig(_Model):

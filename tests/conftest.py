@@ -6,6 +6,7 @@ for hours. Choose one with HYPOTHESIS_PROFILE.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,3 +41,10 @@ def _logs_as_they_were() -> Iterator[None]:
     """A verb that is run in this process sets up logging; the next test looks at what it finds."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def unclosed_files() -> Iterator[None]:
+    """For a test whose process dies in simulation: its open files are let go of here, or a later test is blamed."""
+    yield
+    gc.collect()

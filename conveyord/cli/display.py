@@ -6,12 +6,14 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
 import trio
 
 from conveyord.core.units import counted, format_bytes, format_seconds
+from conveyord.engine.health import SourceReport
 from conveyord.engine.summary import RunProgress, RunSummary, rate
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def make_display(pipeline: str, *, live_allowed: bool) -> Display:
 
 
 class LogDisplay:
-    """One log line every LOG_SECONDS."""
+    """One log line every LOG_SECONDS, and one for each source that keeps a health."""
 
     def __init__(self, pipeline: str) -> None:
         self._pipeline = pipeline
@@ -69,6 +71,9 @@ class LogDisplay:
             progress = latest()
             current = rows_per_second.update(trio.current_time(), progress.rows_in)
             log.info("progress", pipeline=self._pipeline, **progress_fields(progress, current))
+            for name, health in progress.sources.items():
+                fields = asdict(SourceReport.of(name, health))
+                log.info("source", pipeline=self._pipeline, source=fields.pop("name"), **fields)
 
 
 class LiveDisplay:
@@ -119,6 +124,8 @@ def progress_lines(progress: RunProgress, rows_per_second: float) -> Pairs:
         share = min(100.0, 100 * progress.bytes_in / progress.bytes_total)
         read += f" of {format_bytes(progress.bytes_total)}   {share:.0f} %"
     lines.append(("bytes", read))
+    for name, health in progress.sources.items():
+        lines.append((name, _read(SourceReport.of(name, health))))
     for name, sink in progress.sinks.items():
         lines.append((name, _written(sink.rows, sink.files, sink.commits)))
     age = progress.oldest_uncommitted_seconds
@@ -149,6 +156,25 @@ def _written(rows: int, files: int, commits: int) -> str:
     return "   ".join(counted(count, word) for count, word in counts)
 
 
+def _read(source: SourceReport) -> str:
+    """A source in one line: what it read, how far it is behind, and what befell it, if anything did."""
+    parts = [counted(source.records, "record")]
+    if source.lag_records is None:
+        parts.append("lag unknown")
+    elif source.lag_records == 0:
+        parts.append("nothing unread")
+    else:
+        age = "" if source.lag_seconds is None else f", the oldest {format_seconds(source.lag_seconds)} old"
+        parts.append(f"{source.lag_records:,} unread{age}")
+    parts.append(counted(source.partitions, "partition"))
+    counts = ((source.rebalances, "rebalance"), (source.pauses, "pause"))
+    parts += [counted(count, word) for count, word in counts if count]
+    if source.gaps:
+        parts.append(f"{counted(source.gaps, 'offset')} lost")
+    parts += [f"{counted(count, 'error')} {code}" for code, count in source.errors.items()]
+    return "   ".join(parts)
+
+
 def summary_text(summary: RunSummary, *, hints: Sequence[tuple[str, str]]) -> str:
     """The end of a run for people: how it ended, what it came to, where it lies, what to try next.
 
@@ -169,6 +195,7 @@ def summary_text(summary: RunSummary, *, hints: Sequence[tuple[str, str]]) -> st
             f"{summary.rows_in:,}   {summary.rows_per_second:,.0f}/s   {format_bytes(summary.bytes_in)}",
         )
     ]
+    pairs.extend((source.name, _read(source)) for source in summary.sources)
     if summary.filtered:
         pairs.append(("filtered", f"{summary.filtered:,}"))
     if summary.skipped:

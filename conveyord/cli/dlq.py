@@ -13,6 +13,7 @@ import click
 from conveyord.cli.dlq_replay import replay
 from conveyord.cli.dlq_selection import (
     ID_MAX,
+    find,
     moment,
     opened_to_change,
     selection_of,
@@ -130,11 +131,14 @@ def export_letters(
     setting = load_setting(config_path, data_dir)
     selection = selection_of(pipeline, stage, code, ids, since)
     with DeadLetterReader(setting.data_dir) as reader:
-        count = export(file, reader.select(selection))
+        done = export(file, reader.select(selection))
     if output == "json":
-        print_json({"file": str(file), "letters": count})
+        print_json({"file": str(file), **done._asdict()})
     else:
-        click.echo(f"{counted(count, 'dead letter')} written to {file}")
+        click.echo(f"{counted(done.letters, 'dead letter')} written to {file}")
+    if done.without_content:
+        about = f"{done.damaged:,} damaged, which `conveyord dlq show ID` explains" if done.damaged else "none damaged"
+        click.echo(f"{done.without_content:,} of them without content, {about}", err=True)
 
 
 @dlq.command("purge")
@@ -169,6 +173,8 @@ def purge(
     selection = selection_of(pipeline, stage, code, ids, since)
     if selection.is_everything != everything:
         raise ConfigError("say which dead letters: give a selection such as --code or --id, or --all, not both")
+    for letter_id in ids:
+        find(setting.data_dir, letter_id)
     with DeadLetterReader(setting.data_dir) as reader:
         count = reader.count(selection)
     if count and not yes:
@@ -191,6 +197,7 @@ def purge(
 @click.argument("letter_id", metavar="ID", type=click.IntRange(1, ID_MAX))
 @click.option("--set-raw", type=click.File("rb"), metavar="FILE", help="Take the record from FILE, or - for stdin.")
 @click.option("--set-row", type=click.File("rb"), metavar="FILE", help="Take the row, a JSON object, from FILE or -.")
+@click.option("--as-is", is_flag=True, help="Take a record that does not look like one of its source.")
 @data_dir_option
 @config_option
 @output_option("text", "json")
@@ -199,6 +206,7 @@ def edit(
     letter_id: int,
     set_raw: BinaryIO | None,
     set_row: BinaryIO | None,
+    as_is: bool,
     data_dir: Path | None,
     config_path: Path | None,
     output: str,
@@ -206,7 +214,8 @@ def edit(
     """Change what a dead letter holds, before it is replayed.
 
     Opens $EDITOR on the record as it stands in the source, or on the row as JSON if it failed in a
-    later stage. No pipeline may run meanwhile.
+    later stage. A record must be one of its source, a row have each of its columns once. No pipeline
+    may run meanwhile.
     """
     from conveyord.cli.dlq_edit import content_of, edited, save
     from conveyord.core.errors import ConfigError
@@ -225,9 +234,9 @@ def edit(
             click.echo("nothing was changed", err=True)
             return
         raw, row = (text, None) if stored.letter.row is None else (None, text)
-        save(setting, stored, raw=raw, row=row, keep_on_failure=True)
+        save(setting, stored, raw=raw, row=row, as_is=as_is, keep_on_failure=True)
     else:
-        save(setting, stored, raw=raw, row=row, keep_on_failure=False)
+        save(setting, stored, raw=raw, row=row, as_is=as_is, keep_on_failure=False)
     if output == "json":
         print_json({"id": letter_id, "edited": True})
     else:
@@ -235,18 +244,6 @@ def edit(
 
 
 dlq.add_command(replay)
-
-
-def find(data_dir: Path, letter_id: int) -> StoredLetter:
-    """The letter of that id. Raises ConfigError if there is none."""
-    from conveyord.core.errors import ConfigError
-    from conveyord.storage.dead_letters.reader import DeadLetterReader
-
-    with DeadLetterReader(data_dir) as reader:
-        stored = reader.get(letter_id)
-    if stored is None:
-        raise ConfigError(f"there is no dead letter {letter_id} in {data_dir}; `conveyord dlq list --each` shows all")
-    return stored
 
 
 def _as_object(group: Group) -> dict[str, object]:
@@ -298,11 +295,12 @@ def _print_each(letters: list[StoredLetter], total: int, output: str) -> None:
             stored.letter.key.stage,
             stored.letter.code,
             printable(place_of(stored)),
+            printable("; ".join(sorted(stored.claims))),
             printable(stored.letter.message),
         )
         for stored in letters
     ]
-    _print_aligned(("id", "state", "pipeline", "stage", "code", "record", "message"), rows)
+    _print_aligned(("id", "state", "pipeline", "stage", "code", "record", "lacked by", "message"), rows)
     if total > len(letters):
         click.echo(f"and {total - len(letters):,} more; use --limit, or export", err=True)
 

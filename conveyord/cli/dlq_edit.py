@@ -34,7 +34,10 @@ def edited(stored: StoredLetter) -> bytes | None:
     else:
         why = "it was replayed" if stored.state == "replayed" else "its source kept no bytes of the record"
         raise Refused(f"dead letter {stored.id} has nothing to edit: {why}")
-    after = click.edit(before, extension=".json" if letter.row is not None else ".txt")
+    try:
+        after = click.edit(before, extension=".json" if letter.row is not None else ".txt")
+    except FileNotFoundError as error:
+        raise Refused(f"the editor removed the file that it was to edit, {error.filename}; nothing changed") from error
     if after is None:
         return None
     if not before.endswith(b"\n"):
@@ -58,15 +61,22 @@ def _check_content(content: bytes, what: str, letter_id: int) -> None:
 
 
 def save(
-    setting: Setting, stored: StoredLetter, *, raw: bytes | None, row: bytes | None, keep_on_failure: bool
+    setting: Setting,
+    stored: StoredLetter,
+    *,
+    raw: bytes | None,
+    row: bytes | None,
+    as_is: bool,
+    keep_on_failure: bool,
 ) -> None:
     """Store what replaces the record or, as JSON, the row of `stored`. Blocking.
 
-    keep_on_failure: put what a person wrote into a file if it cannot be stored, and name that in the error.
+    as_is: take a record whatever it looks like. keep_on_failure: put what a person wrote into a file if it cannot be
+    stored, and name that in the error.
     Raises ConfigError if it does not fit, and Refused if the letter changed since it was read.
     """
     try:
-        _save(setting, stored, raw=raw, row=row)
+        _save(setting, stored, raw=raw, row=row, as_is=as_is)
     except ConveyordError as error:
         if not keep_on_failure:
             raise
@@ -77,7 +87,9 @@ def save(
         raise type(error)(f"{error}; what you wrote is in {path}, give it with {option}") from error
 
 
-def _save(setting: Setting, stored: StoredLetter, *, raw: bytes | None, row: bytes | None) -> None:
+def _save(setting: Setting, stored: StoredLetter, *, raw: bytes | None, row: bytes | None, as_is: bool) -> None:
+    from conveyord.cli.dlq_records import check_record
+
     stream = None
     if row is not None:
         if stored.letter.row is None:
@@ -86,6 +98,9 @@ def _save(setting: Setting, stored: StoredLetter, *, raw: bytes | None, row: byt
     with opened_to_change(setting) as store:
         if store.get(stored.id) != stored:
             raise Refused(f"dead letter {stored.id} changed while it was edited; look at it and edit it again")
+        is_record = stored.letter.key.stage == stored.letter.key.partition.source  # else the store refuses bytes
+        if raw is not None and is_record and not as_is:
+            check_record(stored, raw)
         store.edit(stored.id, raw=raw, row=stream)
 
 

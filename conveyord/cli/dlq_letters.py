@@ -8,11 +8,11 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conveyord.cli.dlq_selection import moment
 from conveyord.core.errors import ConfigError
-from conveyord.core.flow.dead_letters import PARTS_PER_LETTER
+from conveyord.core.flow.dead_letters import PARTS_PER_LETTER, ROWS_PER_WAY
 
 if TYPE_CHECKING:
     from conveyord.storage.dead_letters.letters import StoredLetter
@@ -21,7 +21,7 @@ HEXDUMP_BYTES_MAX = 4096  # of a binary record shown to people; -o json and expo
 PARQUET_ROWS = 1000  # of a row group; payloads may be large, and are held until it is written
 PARQUET_COLUMNS = (
     *("id", "pipeline", "source", "partition", "offset", "stage", "part", "code", "message", "attempts"),
-    *("first", "last", "state", "edited", "damage", "raw", "row"),
+    *("first", "last", "state", "came_from", "lacked_by", "edited", "damage", "raw", "row"),
 )
 SUFFIXES = (".jsonl", ".parquet")
 
@@ -29,7 +29,7 @@ SUFFIXES = (".jsonl", ".parquet")
 def place_of(stored: StoredLetter) -> str:
     """Where the record stands: `in: /data/a.jsonl, offset 17`, and which of its rows if it became several."""
     key = stored.letter.key
-    part = f", row {key.part}" if 0 < key.part < PARTS_PER_LETTER else ""
+    part = f", row {key.part % ROWS_PER_WAY}" if 0 < key.part < PARTS_PER_LETTER else ""
     return f"{key.partition.source}: {key.partition.name}, offset {key.offset}{part}"
 
 
@@ -65,6 +65,8 @@ def facts_of(stored: StoredLetter) -> dict[str, Any]:
         "first": moment(stored.first_micros),
         "last": moment(stored.last_micros),
         "state": stored.state,
+        "came_from": stored.came_from or None,
+        "lacked_by": sorted(stored.claims),
     }
 
 
@@ -84,7 +86,10 @@ def as_text(stored: StoredLetter) -> str:
         "attempts": str(letter.attempts),
         "first": moment(stored.first_micros),
         "last": moment(stored.last_micros),
+        "lacked by": printable("; ".join(sorted(stored.claims)) or "nobody any more"),
     }
+    if stored.came_from:
+        facts["came from"] = f"dead letter {stored.came_from}, when that was replayed"
     lines = [f"{label:<12} {text}" for label, text in facts.items()]
     if stored.damage is not None:
         lines.append(f"{'damaged':<12} {stored.damage}; the payload is lost, purge the letter or restore the file")
@@ -102,7 +107,23 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
-def export(path: Path, letters: Iterable[StoredLetter]) -> int:
+class Exported(NamedTuple):
+    """How many letters a file holds; how many of them have neither bytes nor row there, and how many because of damage.
+
+    The others without content are records whose source kept no bytes of them, such as those that are too large.
+    """
+
+    letters: int = 0
+    without_content: int = 0
+    damaged: int = 0
+
+    def and_one(self, stored: StoredLetter) -> Exported:
+        """The same with one more."""
+        is_empty = stored.letter.raw is None and stored.letter.row is None
+        return Exported(self.letters + 1, self.without_content + is_empty, self.damaged + (stored.damage is not None))
+
+
+def export(path: Path, letters: Iterable[StoredLetter]) -> Exported:
     """Write letters to a new file of the format its name says, replacing it when complete. Returns how many. Blocking.
 
     Raises ConfigError if the name has no known suffix, or if the file cannot be written.
@@ -126,36 +147,42 @@ def _replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _write_jsonl(path: Path, letters: Iterable[StoredLetter]) -> int:
-    count = 0
+def _write_jsonl(path: Path, letters: Iterable[StoredLetter]) -> Exported:
+    done = Exported()
     with path.open("w", encoding="utf-8") as file:
         for stored in letters:
             file.write(json.dumps(as_object(stored), ensure_ascii=False) + "\n")
-            count += 1
-    return count
+            done = done.and_one(stored)
+    return done
 
 
-def _write_parquet(path: Path, letters: Iterable[StoredLetter]) -> int:
+def _write_parquet(path: Path, letters: Iterable[StoredLetter]) -> Exported:
     """Columns as in JSON, except that times are timestamps, `raw` is binary and `row` the text of an object."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     types = dict.fromkeys(PARQUET_COLUMNS, pa.string())
-    types |= dict.fromkeys(("id", "offset", "part", "attempts"), pa.int64())
+    types |= dict.fromkeys(("id", "offset", "part", "attempts", "came_from"), pa.int64())
     types |= dict.fromkeys(("first", "last"), pa.timestamp("us", tz="UTC"))
-    types |= {"edited": pa.bool_(), "raw": pa.large_binary(), "row": pa.large_string()}
+    types |= {
+        "lacked_by": pa.list_(pa.string()),
+        "edited": pa.bool_(),
+        "raw": pa.large_binary(),
+        "row": pa.large_string(),
+    }
     schema = pa.schema(types)
-    count, rows = 0, []
+    done = Exported()
+    rows: list[dict[str, Any]] = []
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for stored in letters:
             rows.append(_parquet_row(stored))
-            count += 1
+            done = done.and_one(stored)
             if len(rows) == PARQUET_ROWS:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
                 rows = []
         if rows:
             writer.write_table(pa.Table.from_pylist(rows, schema))
-    return count
+    return done
 
 
 def _parquet_row(stored: StoredLetter) -> dict[str, Any]:

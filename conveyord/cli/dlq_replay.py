@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+import dataclasses
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from conveyord.cli.dlq_selection import selection_of, selection_options
+from conveyord.cli.dlq_selection import find, selection_of, selection_options
 from conveyord.cli.exits import exit_code_of, print_json, reports_failures
 from conveyord.cli.options import config_option, data_dir_option, load_setting, output_option
 
 if TYPE_CHECKING:
+    import trio
+
     from conveyord.engine.replay import ReplayReport
 
 
@@ -38,8 +40,8 @@ def replay(
 ) -> int:
     """Send dead letters once more through the pipelines of PATHS as they are now.
 
-    Each goes on at the stage where it failed, and reaches only the sinks behind that stage. What fails
-    again stays a dead letter. Stopped by a signal or killed, the same command goes on, and no row is written
+    Each goes on at the stage where it failed, and reaches only the sinks that lack it. What fails again
+    stays a dead letter. Stopped by a signal or killed, the same command goes on, and no row is written
     twice.
 
     \b
@@ -49,9 +51,11 @@ def replay(
 
     from conveyord.cli.logs import configure_logs
     from conveyord.cli.run import request_for
+    from conveyord.core.errors import ConfigError
     from conveyord.engine.definitions import load_pipelines
     from conveyord.engine.registry import installed
     from conveyord.engine.replay import replay as replay_letters
+    from conveyord.storage.dead_letters.reader import DeadLetterReader
 
     setting = load_setting(config_path, data_dir)
     configure_logs(level=setting.config.log.level, form=setting.config.log.format)
@@ -59,9 +63,17 @@ def replay(
     pipelines = [one for one in load_pipelines(paths) if selection.pipeline in (None, one.identity)]
     if not pipelines:
         raise click.UsageError(f"no pipeline {selection.pipeline!r} in {', '.join(map(str, paths))}")
+    if not setting.data_dir.is_dir():  # owning a directory makes it
+        raise ConfigError(f"there is no data directory {setting.data_dir}; give that of the pipelines with --data-dir")
+    for letter_id in ids:
+        find(setting.data_dir, letter_id)
     request = request_for(pipelines, setting)
 
     work = partial(replay_letters, request, installed(), selection)
+    with DeadLetterReader(setting.data_dir) as reader:
+        selected = {
+            one.identity: reader.count(dataclasses.replace(selection, pipeline=one.identity)) for one in pipelines
+        }
     reports, signal_number = trio.run(_under_signals, work)
     if reports is None:
         click.echo("stopped at once; the same command goes on", err=True)
@@ -72,7 +84,7 @@ def replay(
         print_json([_as_object(report) for report in reports])
     else:
         for report in reports:
-            click.echo(_as_text(report))
+            click.echo(_as_text(report) + ("" if selected[report.pipeline] else "; no dead letter is selected"))
     for report in reports:
         if report.error is not None:
             click.echo(f"error: {report.pipeline}: stage {report.stage}: {report.error}", err=True)
@@ -82,25 +94,17 @@ def replay(
 async def _under_signals(
     work: Callable[..., Awaitable[list[ReplayReport]]],
 ) -> tuple[list[ReplayReport] | None, int | None]:
-    """`work`, which takes `drain`, and the last signal: the first SIGINT or SIGTERM drains, the second cancels."""
-    import trio
+    """`work`, which takes `drain`, and the last signal, as `under_signals` has it. No reports if it was cancelled."""
+    from conveyord.cli.run_shell import under_signals
 
-    drain, reports, last = trio.Event(), None, None
+    reports: list[ReplayReport] | None = None
 
-    async def obey(signals: AsyncIterator[int]) -> None:
-        nonlocal last
-        async for number in signals:
-            last = number
-            if drain.is_set():
-                nursery.cancel_scope.cancel()
-            drain.set()
+    async def reporting(drain: trio.Event) -> None:
+        nonlocal reports
+        reports = await work(drain=drain)
 
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(obey, signals)
-            reports = await work(drain=drain)
-            nursery.cancel_scope.cancel()
-    return reports, last
+    signal_number = await under_signals(reporting)
+    return reports, signal_number
 
 
 def _as_object(report: ReplayReport) -> dict[str, Any]:
@@ -111,8 +115,8 @@ def _as_object(report: ReplayReport) -> dict[str, Any]:
         "failed_again": report.failed_again,
         "waiting": report.waiting,
         "absent": dict(report.absent),
-        "behind": report.behind,
         "unusable": report.unusable,
+        "held_back": report.held_back,
         "error": None if error is None else {"code": error.code, "message": str(error), "stage": report.stage},
     }
 
@@ -122,9 +126,10 @@ def _as_text(report: ReplayReport) -> str:
     if report.waiting:
         parts.append(f"{report.waiting:,} wait until `conveyord run` has passed their records")
     for name, count in sorted(report.absent.items()):
-        parts.append(f"{count:,} wait for {name!r}, which this definition does not have")
-    if report.behind:
-        parts.append(f"{report.behind:,} wait behind those, which were on their way already")
+        parts.append(f"{count:,} wait for {name}, which this definition does not have")
+    if report.held_back:
+        reason = "damaged letters they came from; mend or purge those, `conveyord dlq show` names them"
+        parts.append(f"{report.held_back:,} wait for the {reason}")
     if report.unusable:
         parts.append(f"{report.unusable:,} cannot be replayed; `conveyord dlq show` says why")
     return f"{report.pipeline}: {', '.join(parts)}"

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conveyord.cli.options import F, Setting
-    from conveyord.storage.dead_letters.letters import Selection
+    from conveyord.storage.dead_letters.letters import Selection, StoredLetter
     from conveyord.storage.dead_letters.store import DeadLetterStore
 
 ID_MAX = 2**63 - 1  # SQLite's
@@ -60,6 +62,18 @@ def moment(micros: int) -> str:
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def find(data_dir: Path, letter_id: int) -> StoredLetter:
+    """The letter of that id. Raises ConfigError if there is none."""
+    from conveyord.core.errors import ConfigError
+    from conveyord.storage.dead_letters.reader import DeadLetterReader
+
+    with DeadLetterReader(data_dir) as reader:
+        stored = reader.get(letter_id)
+    if stored is None:
+        raise ConfigError(f"there is no dead letter {letter_id} in {data_dir}; `conveyord dlq list --each` shows all")
+    return stored
+
+
 @contextmanager
 def opened_to_change(setting: Setting) -> Iterator[DeadLetterStore]:
     """The store of a data directory, owned meanwhile. Raises Refused if a run owns it."""
@@ -84,7 +98,7 @@ def _since_micros(text: str) -> int:
     from conveyord.core.units import parse_seconds
 
     try:
-        return now_micros() - int(parse_seconds(text) * 1_000_000)
+        return max(0, now_micros() - int(parse_seconds(text) * 1_000_000))
     except ValueError:
         pass  # not a duration; a time, then
     try:

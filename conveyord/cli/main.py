@@ -21,6 +21,7 @@ from conveyord.cli.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, silence_stdo
 from conveyord.cli.fmt import fmt
 from conveyord.cli.graph import graph
 from conveyord.cli.plugins import plugins
+from conveyord.cli.produce import produce
 from conveyord.cli.query import query
 from conveyord.cli.run import run
 from conveyord.cli.schema import schema
@@ -50,6 +51,7 @@ def conveyorctl() -> None:
 conveyord.add_command(run)
 conveyord.add_command(graph)
 conveyord.add_command(test)
+conveyord.add_command(produce)
 for _command in (create, fmt, plugins, schema, validate):
     conveyord.add_command(_command)
 for _command in (query, audit, buffer, dlq):

@@ -113,7 +113,7 @@ def _explained(operator: OperatorReference) -> Iterator[str]:
 
 def _default(option: Option) -> str:
     if option.required:
-        return "required"
+        return f"required unless there is {' or '.join(option.instead)}" if option.instead else "required"
     return f"default {_shown(option.default)}"
 
 

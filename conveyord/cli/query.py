@@ -34,7 +34,7 @@ def query(
 
     Names are case-sensitive. Nothing can be changed; a pipeline may run meanwhile. `SHOW TABLES` lists
     what there is, `EXPLAIN SELECT ...` shows the plan, and NAMESPACE.TABLE$schemas is the history of a
-    table's schema.
+    table's schema. Sorting, grouping and joining take at most 1 GiB of memory; docs/sql.md has the limits.
     """
     from conveyord.cli.tables import rows_of, write_csv, write_json, write_table
     from conveyord.core.errors import ConfigError, ConveyordError

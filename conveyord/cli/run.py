@@ -13,12 +13,14 @@ from conveyord.cli.options import Setting, config_option, data_dir_option, load_
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from conveyord.config import Address
     from conveyord.core.pipeline.graph import Pipeline
     from conveyord.engine.local_run import RunRequest
     from conveyord.engine.summary import RunSummary
 
 CHANNEL_CAPACITY_MAX = 1024  # as in conveyord.toml, where the reason stands
 THREADS_MAX = 256
+PORT_MAX = 65535
 
 
 @click.command()
@@ -40,6 +42,13 @@ THREADS_MAX = 256
 @click.option("--skip-bad", is_flag=True, help="Pass over bad records, counted and logged, instead of stopping.")
 @click.option("--dry-run", is_flag=True, help="Connect to everything and say what is wrong; move nothing.")
 @click.option("--adopt", metavar="NAMESPACE/NAME", help="The pipeline's former name, whose positions are taken over.")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, PORT_MAX),
+    metavar="PORT",
+    help="Serve metrics for Prometheus here, at /metrics, on 127.0.0.1 unless the settings say another host. "
+    "0: a free port, which is logged.",
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="[default: text]")
 @output_option("text", "json")
@@ -53,6 +62,7 @@ def run(
     skip_bad: bool,
     dry_run: bool,
     adopt: str | None,
+    metrics_port: int | None,
     log_level: str | None,
     log_format: str | None,
     output: str,
@@ -69,6 +79,8 @@ def run(
     """
     from conveyord.cli.logs import configure_logs
 
+    if dry_run and adopt is not None:
+        raise click.UsageError("--dry-run moves nothing, and --adopt takes positions over; give one of them")
     if adopt is not None and adopt.count("/") != 1:
         raise click.UsageError(f"--adopt takes NAMESPACE/NAME, such as default/{adopt.strip('/') or 'quakes'}")
     setting = load_setting(config_path, data_dir)
@@ -86,15 +98,17 @@ def run(
     )
     if dry_run:
         return _dry_run(request, output)
-    summaries, signal_number = _run(request, live_allowed=form == "text" and not prints_rows)
+    live_allowed, metrics = form == "text" and not prints_rows, settings.run.metrics_address(metrics_port)
+    summaries, signal_number = _run(request, live_allowed=live_allowed, metrics=metrics)
     if output == "json":
         shapes = [summary.as_json() for summary in summaries]
         print_json(shapes[0] if len(shapes) == 1 else shapes)
     else:
         from conveyord.cli.display import summary_text
+        from conveyord.cli.hints import hints
 
         for pipeline, summary in zip(pipelines, summaries, strict=True):
-            click.echo(summary_text(summary, hints=_hints(pipeline, setting, config_path)), err=prints_rows)
+            click.echo(summary_text(summary, hints=hints(pipeline, setting, config_path)), err=prints_rows)
     for summary in summaries:
         if summary.error is not None:
             which = f"{summary.pipeline}: " if len(summaries) > 1 else ""
@@ -168,7 +182,9 @@ def _dry_run(request: RunRequest, output: str) -> int:
     return max((exit_code_of(error) for _, error in wrong), default=0)
 
 
-def _run(request: RunRequest, *, live_allowed: bool) -> tuple[tuple[RunSummary, ...], int | None]:
+def _run(
+    request: RunRequest, *, live_allowed: bool, metrics: Address | None
+) -> tuple[tuple[RunSummary, ...], int | None]:
     """The summaries, and the signal that cut the run short, if one did."""
     import trio
 
@@ -177,7 +193,7 @@ def _run(request: RunRequest, *, live_allowed: bool) -> tuple[tuple[RunSummary, 
 
     identities = [pipeline.identity for pipeline in request.pipelines]
     name = identities[0] if len(identities) == 1 else f"{len(identities)} pipelines"
-    return trio.run(supervised_run, request, make_display(name, live_allowed=live_allowed))
+    return trio.run(supervised_run, request, make_display(name, live_allowed=live_allowed), metrics)
 
 
 def _exit_code(summaries: Sequence[RunSummary], signal_number: int | None) -> int:
@@ -187,32 +203,3 @@ def _exit_code(summaries: Sequence[RunSummary], signal_number: int | None) -> in
     if not codes:
         return 0
     return EXIT_CONFIG if all(code == "CONFIG" for code in codes) else EXIT_FAILED
-
-
-def _hints(pipeline: Pipeline, setting: Setting, config_path: Path | None) -> list[tuple[str, str]]:
-    """Where the result lies and what to try next, as pairs of label and text."""
-    import shlex
-
-    sink = next((stage for stage in pipeline.of_kind("sink") if stage.type == "iceberg"), None)
-    if sink is None:
-        return []
-    table, catalog = sink.options.get("table"), sink.options.get("catalog", "lake")
-    if not isinstance(catalog, str):
-        return []
-    flags = ""
-    if catalog == "lake":
-        place = f"{table}, in {(setting.data_dir / 'warehouse').absolute()}"
-        if str(setting.data_dir) != "conveyord-data":
-            flags += f" --data-dir {shlex.quote(str(setting.data_dir))}"
-    else:
-        place = f"{table}, in the catalog {catalog!r}"
-        flags += f" --catalog {shlex.quote(catalog)}"
-    if config_path is not None:
-        flags += f" --config {shlex.quote(str(config_path))}"
-    names = ".".join(part if part.isidentifier() else f'"{part}"' for part in str(table).split("."))
-    query = shlex.quote(f"SELECT * FROM {names} LIMIT 10")  # noqa: S608 - shown, never run
-    return [
-        ("table", place),
-        ("look", f"conveyord query {query}{flags}"),
-        ("check", f"conveyord audit {table}{flags}"),
-    ]

@@ -1,10 +1,12 @@
-"""The trio side of `conveyord run`: signals, the display, and the engine, in one nursery."""
+"""The trio side of `conveyord run`: signals, the display, metrics, and the engine, in one nursery."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +15,8 @@ import trio
 
 from conveyord.cli.display import Display
 from conveyord.cli.exits import expected_cause
+from conveyord.config import Address
+from conveyord.core.errors import ConfigError
 from conveyord.engine.local_run import RunRequest, progress_of, run_pipelines
 from conveyord.engine.registry import installed
 from conveyord.engine.summary import RunProgress, RunStatus, RunSummary, total
@@ -27,24 +31,61 @@ class _Stop:
     signal_number: int | None = None
 
 
-async def supervised_run(request: RunRequest, display: Display) -> tuple[tuple[RunSummary, ...], int | None]:
+async def supervised_run(
+    request: RunRequest, display: Display, metrics: Address | None = None
+) -> tuple[tuple[RunSummary, ...], int | None]:
     """Run pipelines under signals and a display. Returns their summaries and the last signal, if any.
+
+    metrics: where to serve them from before the first record until the run has ended. Raises ConfigError if that
+    cannot be.
 
     The first SIGINT or SIGTERM drains, the second cancels, the third leaves the process at once: every
     crash point is safe, so there is never a reason to make a user wait. A ConveyordError that the engine
     raises becomes the summary of failed runs; anything else passes through.
     """
     progress = progress_of(request, installed())
-    return await supervised(
-        partial(run_pipelines, request, installed(), progress=progress), tuple(progress.values()), display
-    )
+    figures = tuple(progress.values())
+    async with _metrics(metrics, figures):
+        return await supervised(partial(run_pipelines, request, installed(), progress=progress), figures, display)
+
+
+@asynccontextmanager
+async def _metrics(address: Address | None, progress: Sequence[RunProgress]) -> AsyncIterator[None]:
+    """Serve `progress` as metrics meanwhile, if there is an address. What is under way at the end gets no answer."""
+    if address is None:
+        yield
+        return
+    from conveyord.engine.metrics import run_registry  # prometheus-client, which most runs do without
+    from conveyord.runtime.metrics import PATH, serve_metrics
+
+    listeners = await _listening(address)
+    host, port = listeners[0].socket.getsockname()[:2]
+    log.info("serving metrics", address=f"http://{f'[{host}]' if ':' in host else host}:{port}{PATH}")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_metrics, run_registry(progress), listeners)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def _listening(address: Address) -> list[trio.SocketListener]:
+    from conveyord.runtime.http_server import listen
+
+    try:
+        return await listen(*address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        in_use = error.errno == errno.EADDRINUSE
+        remedy = "take another port, 0 for any that is free" if in_use else "check host and port"
+        raise ConfigError(
+            f"metrics cannot be served at {address.host}:{address.port}: {reason}; {remedy} (--metrics-port, or "
+            "metrics under [run] in conveyord.toml)"
+        ) from error
 
 
 async def supervised(
     work: Callable[..., Awaitable[tuple[RunSummary, ...]]], progress: tuple[RunProgress, ...], display: Display
 ) -> tuple[tuple[RunSummary, ...], int | None]:
     """`work`, which takes `drain`, under signals and a display, as `supervised_run` says."""
-    drain, stop = trio.Event(), _Stop()
     started = trio.current_time()
     outcome: tuple[RunSummary, ...] | None = None
 
@@ -53,9 +94,9 @@ async def supervised(
         expected = None if error is None else expected_cause(error)
         return tuple(RunSummary.of(one, status=status, seconds=seconds, error=expected) for one in progress)
 
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    async def displayed(drain: trio.Event) -> None:
+        nonlocal outcome
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_obey, signals, drain, nursery.cancel_scope, stop)
             nursery.start_soon(display.follow, lambda: total(progress))
             try:
                 outcome = await work(drain=drain)
@@ -64,7 +105,26 @@ async def supervised(
                     raise
                 outcome = cut_short("failed", error)
             nursery.cancel_scope.cancel()
-    return (cut_short("cancelled") if outcome is None else outcome), stop.signal_number
+
+    signal_number = await under_signals(displayed)
+    return (cut_short("cancelled") if outcome is None else outcome), signal_number
+
+
+async def under_signals(work: Callable[[trio.Event], Awaitable[None]]) -> int | None:
+    """Run `work`, which takes `drain`, and return the last signal that arrived, if any.
+
+    The first SIGINT or SIGTERM sets `drain`, the second cancels `work`, the third leaves the process.
+    """
+    drain, everything, stop = trio.Event(), trio.CancelScope(), _Stop()
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as listening:
+            # Outside of what the second signal cancels: a thread that computes cannot be cancelled, and somebody has
+            # to hear the third while it is waited for.
+            listening.start_soon(_obey, signals, drain, everything, stop)
+            with everything:
+                await work(drain)
+            listening.cancel_scope.cancel()
+    return stop.signal_number
 
 
 async def _obey(signals: AsyncIterator[int], drain: trio.Event, everything: trio.CancelScope, stop: _Stop) -> None:

@@ -45,6 +45,14 @@ class Refused(ConveyordError):
     code = "REFUSED"
 
 
+class Superseded(ConveyordError):
+    """What was read and is not committed is another process's by now. Committing it would double it: the run stops
+    at once, and nothing more is committed.
+    """
+
+    code = "SUPERSEDED"
+
+
 class Retryable(ConveyordError):
     """Something outside was not available. Trying again later may work."""
 

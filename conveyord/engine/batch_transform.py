@@ -16,7 +16,7 @@ from conveyord.core.errors import BatchError, ConveyordError, Retryable
 from conveyord.core.pipeline.graph import MAIN
 from conveyord.engine.contracts import Inbound, OperatorConfig, OperatorContext, Outbound, Rejected, Transform
 from conveyord.engine.messages import Batch, Eos, Watermark
-from conveyord.engine.origin import Origin, Place, RecordRef, Reshaped, Selection
+from conveyord.engine.origin import MARKS, Origin, Place, RecordRef, Reshaped, Selection, Stateless, Step
 from conveyord.engine.poison import SUSPECT, Poison, Salvaged, salvage
 from conveyord.engine.schema import fit, merge
 
@@ -27,7 +27,7 @@ Mapped = tuple[pa.RecordBatch, Mapping[str, pa.RecordBatch]]
 
 NOTHING_ELSE: Mapping[str, pa.RecordBatch] = {}
 
-LETTERS_AT_A_TIME = 1_000  # made and stored together: each takes some tenths of a millisecond, of the event loop too
+PLACES_MAX = 3  # files that a message about one batch names
 
 
 class BadRows(BatchError):
@@ -74,12 +74,27 @@ class BatchTransform(Transform):
         """`apply`, with the rows of the other outputs that `context.listened` names. Override where there are some."""
         return self.apply(data), NOTHING_ELSE
 
+    def passing_on(self, data: pa.RecordBatch, columns: Sequence[str]) -> Mapped:  # noqa: ARG002 - likewise
+        """`apply_all` with the columns of `data` named `columns`, which are always the same, passed on beside the rest.
+
+        Asked of stages that are row-wise and stateless only. Override where columns that nobody names are left out; a
+        stage that leaves these out all the same makes it slower to find where its rows came from, no more.
+        """
+        return self.apply_all(data)
+
     def row_wise(self, data: pa.RecordBatch) -> bool:  # noqa: ARG002 - for those who override it
         """Whether every row of the result for `data` depends on one row alone, and rows keep their order. Blocking.
 
         Without that a batch cannot be divided to find the rows that make it fail, and stops the run.
         """
         return False
+
+    def is_stateless(self) -> bool:
+        """Whether it keeps nothing of the rows that it is given.
+
+        Such a stage may be given columns that are none of its batch's, to see in which rows they come out.
+        """
+        return self.is_pure(self.config)
 
     def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
         super().__init__(config, context)
@@ -121,24 +136,29 @@ class BatchTransform(Transform):
                 raise failure
             raise BatchError(f"{place_of(batch)}: {failure}") from failure
         salvaged = await self.context.in_thread(_salvaged, self._cancellable, batch.data, failure)
-        attempts = 1 + retries.count_max if is_outage else 1
-        for first in range(0, len(salvaged.poison), LETTERS_AT_A_TIME):
-            some = Salvaged[Mapped](poison=salvaged.poison[first : first + LETTERS_AT_A_TIME])
-            await letters.put(await rejections(self.context, batch, some, attempts=attempts))
+        rejected = await rejections(self.context, batch, salvaged, attempts=1 + retries.count_max if is_outage else 1)
+        await letters.put(rejected)  # at once: where rows cannot be told apart, that keeps their letters apart
         bad = frozenset(poison.row for poison in salvaged.poison)
         return await self.context.in_thread(self._joined, salvaged, batch.data), bad
 
-    def _applied(self, data: pa.RecordBatch) -> Mapped:
-        """`apply_all`, which stages after this one also call, to find out where a row came from."""
+    def _applied(self, data: pa.RecordBatch, beside: Sequence[str] = ()) -> Mapped:
+        """`apply_all`, which stages after this one also call, to find out where a row came from.
+
+        beside: columns to pass on, for the same purpose.
+        """
+        if _is_nothing(data):
+            return data, dict.fromkeys(self.context.listened, data)
         with self._one_at_a_time:
-            return self.apply_all(data)
+            return self.passing_on(data, beside) if beside else self.apply_all(data)
 
     def _cancellable(self, data: pa.RecordBatch) -> Mapped:
-        """`_applied`, unless the run was cancelled: a search for poison may take a thousand runs."""
+        """`_applied`, unless the run was cancelled: a search for poison may take a run for each row."""
         trio.from_thread.check_cancelled()
         return self._applied(data)
 
     async def _is_row_wise(self, data: pa.RecordBatch) -> bool:
+        if _is_nothing(data):
+            return True
         if self._known_row_wise is None or not self._known_row_wise[0].equals(data.schema):
             self._known_row_wise = (data.schema, await self.context.in_thread(self.row_wise, data))
         return self._known_row_wise[1]
@@ -156,17 +176,25 @@ class BatchTransform(Transform):
             origin = origin.through(Selection(kept(batch.data.num_rows, bad)))
         if origin is None:
             return None
-        step = partial(self._step, output)
-        is_same = self.same_count_same_rows and rows.num_rows == batch.data.num_rows - len(bad)
-        return origin.through(Reshaped(step) if is_same else step)
+        step: Step = partial(self._step, output)
+        if self.same_count_same_rows and rows.num_rows == batch.data.num_rows - len(bad):
+            step = Reshaped(step)
+        elif self.is_stateless():
+            step = Stateless(step, partial(self._step, output, beside=MARKS))
+        return origin.through(step)
 
-    def _step(self, output: str, data: pa.RecordBatch) -> pa.RecordBatch:
-        """What leaves this stage by `output` for rows, those that fail left out."""
+    def _step(self, output: str, data: pa.RecordBatch, *, beside: Sequence[str] = ()) -> pa.RecordBatch:
+        """What leaves this stage by `output` for rows, those that fail left out. See `_applied` for the rest."""
         try:
-            main, extra = self._applied(data)
+            main, extra = self._applied(data, beside)
         except SUSPECT as error:
-            main, extra = self._joined(_salvaged(self._applied, data, error), data)
+            main, extra = self._joined(_salvaged(partial(self._applied, beside=beside), data, error), data)
         return main if output == MAIN else extra[output]
+
+
+def _is_nothing(data: pa.RecordBatch) -> bool:
+    """Whether no record has told yet what columns there are: all were bad. No option can name one wrongly then."""
+    return not data.num_rows and not data.schema.names
 
 
 def _salvaged(
@@ -190,25 +218,24 @@ async def rejections(
     """The poison rows of a batch, with where each came from. See `Rejected` for the rest."""
 
     def find() -> list[Rejected]:
-        found = []
-        for poison in salvaged.poison:
-            trio.from_thread.check_cancelled()
-            place, row = row_place(batch, poison.row), batch.data.slice(poison.row, 1)
-            found.append(Rejected(place, poison.error, row, attempts, output, members))
-        return found
+        places = row_places(batch, [poison.row for poison in salvaged.poison])
+        return [
+            Rejected(place, poison.error, batch.data.slice(poison.row, 1), attempts, output, members)
+            for place, poison in zip(places, salvaged.poison, strict=True)
+        ]
 
     return await context.in_thread(find)
 
 
-def row_place(batch: Batch, row: int) -> Place:
-    """Where a row of `batch` came from. Blocking.
+def row_places(batch: Batch, rows: Sequence[int]) -> list[Place]:
+    """Where rows of `batch` came from. Blocking, within a thread of trio.
 
     Where that cannot be told any more, it is the beginning of the batch and the row's number in it.
     """
     if batch.origin is not None:
-        return batch.origin.place(row)
+        return batch.origin.places(rows, between=trio.from_thread.check_cancelled)
     first = batch.spans[0]
-    return Place(RecordRef(first.partition, first.first), row)
+    return [Place(RecordRef(first.partition, first.first), row) for row in rows]
 
 
 def kept(rows: int, bad: Collection[int]) -> pa.BooleanArray:
@@ -217,17 +244,26 @@ def kept(rows: int, bad: Collection[int]) -> pa.BooleanArray:
 
 
 def together(pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
-    """Batches that one stage made of parts of one batch, as one. Blocking."""
+    """Batches that one stage made of parts of one batch, as one. Blocking.
+
+    Raises BatchError if they are more than one batch can hold.
+    """
     if len(pieces) == 1:
         return pieces[0]
     schema = pieces[0].schema
     for piece in pieces[1:]:
         if not piece.schema.equals(schema):
             schema = merge(schema, piece.schema)
-    return pa.concat_batches([fit(piece, schema) for piece in pieces])
+    try:
+        return pa.concat_batches([fit(piece, schema) for piece in pieces])
+    except (pa.ArrowInvalid, pa.ArrowCapacityError) as error:
+        raise BatchError(
+            f"{len(pieces)} parts of one batch are more than one batch can hold, 2 GiB in a column ({error}); lower "
+            "block_bytes or batch_rows of the source"
+        ) from error
 
 
 def place_of(batch: Batch) -> str:
     """Where the records of a batch stand, for a message."""
-    spans = [f"{span.partition.name} bytes {span.first} to {span.end}" for span in batch.spans]
-    return ", ".join(spans[:3]) + (", ..." if len(spans) > 3 else "")
+    spans = [f"{span.partition.name} {batch.unit} {span.first} to {span.end}" for span in batch.spans[:PLACES_MAX]]
+    return ", ".join(spans) + (", ..." if len(batch.spans) > PLACES_MAX else "")

@@ -42,6 +42,19 @@ _TARGETS = {
     "nested": frozenset({"text"}),
 }
 
+_WORDS = {
+    "boolean": ("boolean",),
+    "integer": ("int", "long"),
+    "floating": ("float", "double"),
+    "decimal": ("decimal",),
+    "date": ("date",),
+    "time": ("time",),
+    "timestamp": ("timestamp", "timestamptz"),
+    "text": ("string",),
+    "binary": ("binary",),
+}
+"""What definitions call the types of a family, see `type_words`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Casting:
@@ -64,7 +77,10 @@ class Casting:
         if wanted not in _TARGETS[source]:
             if source == "integer" and wanted in ("timestamp", "date"):
                 return "say what the number counts, in map: to_timestamp_millis(column)"
-            return f"a {source} can become {', '.join(sorted(_TARGETS[source] - {source}))}"
+            families = _TARGETS[source] - {source}
+            return (
+                f"it can become {', '.join(word for family in _WORDS if family in families for word in _WORDS[family])}"
+            )
         times = ("date", "timestamp")
         if source in times and wanted in times and self.timezone is None and _zoned(kind) != _zoned(self.target):
             return "set timezone to that whose clock the timestamps without a zone show"

@@ -49,7 +49,9 @@ def missing_column(name: str, names: Iterable[str], *, setting: str) -> ConfigEr
     names = list(names)
     close = get_close_matches(name, names, n=1)
     shown = ", ".join(names[:NAMES_SHOWN_MAX]) + (", ..." if len(names) > NAMES_SHOWN_MAX else "")
-    remedy = f"did you mean {close[0]!r}?" if close else f"the columns are {shown or 'none'}"
+    remedy = f"did you mean {close[0]!r}?" if close else f"the columns are {shown}"
+    if not names:
+        remedy = "these rows have no columns at all: their records are empty objects"
     return ConfigError(f"{setting} names a column {name!r} that is not there; {remedy}")
 
 

@@ -28,10 +28,11 @@ import trio
 from pydantic import BaseModel, ConfigDict
 
 from conveyord.core.errors import ConfigError, ConveyordError, Retryable
-from conveyord.core.flow.positions import Positions, Span
+from conveyord.core.flow.positions import Partition, Position, Positions, Span
 from conveyord.core.flow.tally import Tally
 from conveyord.core.pipeline.graph import RETRIES_MAX, RETRY, SchemaContract
 from conveyord.core.retry import Backoff
+from conveyord.engine.health import SourceHealth
 from conveyord.engine.messages import Batch, Message, Watermark
 from conveyord.engine.origin import Place
 
@@ -39,6 +40,8 @@ T = TypeVar("T")
 
 Delivery = Literal["exactly-once", "at-least-once"]
 Inbound = trio.abc.ReceiveChannel[Message]
+Mistakes = Mapping[Any, str]
+"""Sentences by the key of an option (text), or by the keys and numbers that lead to a value within one (a tuple)."""
 
 
 class OperatorConfig(BaseModel):
@@ -143,11 +146,21 @@ class Outlet(Protocol):
         raw_bytes: int,
         states: Mapping[str, str] | None = None,
         place_of: Callable[[int], Place] | None = None,
+        within_seconds: float | None = None,
+        lost: bool = False,
     ) -> None:
         """Hand over one batch. Spans of a partition must follow each other without a gap.
 
         states: what this source wants back with the positions at the end of `spans`. place_of: the record
-        that a row of `data` is, asked for by dead letters only; blocking.
+        that a row of `data` is, asked for by dead letters only; blocking. within_seconds: see `Batch`. lost: what
+        lies in `spans` was not read, for it is gone, so a dead letter of it is the last that there is of its record.
+        """
+
+    def on_settled(self, moved: Callable[[Mapping[Partition, Position]], None]) -> None:
+        """Have `moved` called whenever every sink has more of what was sent, with the positions up to which it has.
+
+        Below such a position nothing is missing anywhere, and what lies below may be forgotten. Called in the
+        trio thread, also after `run` has returned; it must neither wait nor raise. The last one given counts.
         """
 
     async def watermark(self, watermark: Watermark) -> None: ...
@@ -175,10 +188,11 @@ class Operator(ABC):
         self.context = context
 
     @classmethod
-    def mistakes(cls, config: OperatorConfig) -> Mapping[str, str]:  # noqa: ARG003 - for those who override it
+    def mistakes(cls, config: OperatorConfig) -> Mistakes:  # noqa: ARG003 - for those who override it
         """What is wrong with options that their types do not tell, such as SQL that does not parse, by key.
 
-        Asked when a definition is checked; reaches for nothing outside.
+        A value within an option has as its key the way there, such as `("columns", "total")`. Asked when a definition
+        is checked; reaches for nothing outside.
         """
         return {}
 
@@ -199,6 +213,11 @@ class Operator(ABC):
 
 class Source(Operator):
     """Reads records, in order within each partition, from given positions on."""
+
+    unit: ClassVar[str] = "offsets"
+    """What its offsets count, for messages: `bytes`, `rows` or `records`."""
+    health: SourceHealth | None = None
+    """How it is doing, for sources that others write to; each makes its own. See `SourceHealth`."""
 
     @abstractmethod
     async def run(self, out: Outlet, *, fences: tuple[Positions, ...], drain: trio.Event) -> None:
@@ -259,15 +278,32 @@ class Sink(Operator):
     delivery: ClassVar[Delivery]
     keeps_contract: ClassVar[bool] = False
     """It has a table of known columns, and holds rows to `context.contract`."""
+    no_copies: ClassVar[str | None] = None
+    """Why it cannot be the sink of `dlq`, and what to do about it; None: it can."""
 
     def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
         super().__init__(config, context)
         self.taken = Tally()
         """The accounting of every batch taken so far: a sink adds each batch's tally as it takes it."""
+        self.took_over: bool | None = None
+        """Whether `open` found positions of `context.adopt_from`, and goes on from them; None: it does not tell."""
+
+    @classmethod
+    def delivery_of(cls, config: OperatorConfig) -> Delivery:  # noqa: ARG003 - for those who override it
+        """`delivery`, for sinks where the configuration decides."""
+        return cls.delivery
 
     @property
     def destination(self) -> str | None:
         """What no other sink of the same pipeline may write to, because positions are kept there."""
+        return None
+
+    def share_of(self, partition: Partition) -> str | None:  # noqa: ARG002 - for those who override it
+        """What of `destination` the records of `partition` go to, if that keeps positions of its own; None: all of it.
+
+        Dead letters are kept and replayed for each share by itself, so `partition` may also be one of a replay: see
+        `share_of_lane`.
+        """
         return None
 
     @abstractmethod

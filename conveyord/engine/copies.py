@@ -19,6 +19,9 @@ from conveyord.storage.dead_letters.letters import StoredLetter
 SOURCE = "dead letters"
 """The source's name in positions. No stage can be called that."""
 
+COPIED = Partition(SOURCE, "/copies")
+"""By which a `dlq.sink` remembers how many letters it has. No lane of a replay can be called that."""
+
 COPIES_PER_BATCH = 1_000
 SCHEMA = pa.schema(
     [
@@ -57,8 +60,7 @@ class DeadLetterCopies(Source):
 
     async def run(self, out: Outlet, *, fences: tuple[Positions, ...], drain: trio.Event) -> None:
         """See `Source.run`."""
-        partition = Partition(SOURCE, self.context.pipeline)
-        held = [fence[partition].offset for fence in fences if partition in fence]
+        held = [fence[COPIED].offset for fence in fences if COPIED in fence]
         at = min(held) if len(held) == len(fences) else 0
         while True:
             last_look, arrivals = drain.is_set(), self._box.arrivals
@@ -66,7 +68,7 @@ class DeadLetterCopies(Source):
             if found:
                 end = found[-1].id
                 data = await self.context.in_thread(copies, found)
-                await out.send(data, (Span(partition, at, end),), Tally(read=len(found)), raw_bytes=0)
+                await out.send(data, (Span(COPIED, at, end),), Tally(read=len(found)), raw_bytes=0)
                 at = end
             elif last_look:
                 return

@@ -14,7 +14,7 @@ from functools import lru_cache
 import pyarrow as pa
 
 from conveyord.core.errors import BatchError, ConfigError
-from conveyord.engine.sql import INPUT_TABLE, QUERIES_CACHED, BatchQuery
+from conveyord.engine.sql import INPUT_TABLE, QUERIES_CACHED, BatchQuery, check_size
 
 _SEVERAL_ROWS = (
     "approx_distinct approx_median approx_percentile_cont approx_percentile_cont_with_weight array_agg avg bit_and "
@@ -44,12 +44,13 @@ class RowExpression:
         """
         self.text = text
         self._setting = setting
+        check_size(text, setting=setting)
         words = _NOT_WORDS.sub(" ", text)
         if _SUBQUERY.search(words):
             raise ConfigError(f"{setting} must be {what} on one row, without subqueries; use sql_transform")
         if _WINDOW.search(words) or any(name.lower() in SEVERAL_ROWS for name in _CALLED.findall(words)):
             raise self._looks_further()
-        self._query = BatchQuery(select_of({"value": text}), setting=setting)
+        self._query = BatchQuery(select_of({"value": text}), setting=setting, is_measured=True)
 
     def values(self, data: pa.RecordBatch) -> pa.Array:
         """One value for each row of `data`, whose columns `check` has taken. Raises as `BatchQuery.run` does."""
@@ -66,6 +67,17 @@ class RowExpression:
             raise ConfigError(f"{self._setting} must give one value, not {len(result)} columns")
         return result.field(0).type
 
+    def type_of_any_row(self) -> pa.DataType | None:
+        """The type of the values if columns of other types do not change it; None if they may.
+
+        Raises ConfigError if a function is called that there is not.
+        """
+        found = self._query.type_over(pa.null())
+        # What passes a column on, such as coalesce or CASE, has the type of that column.
+        if found is None or found == pa.null() or self._query.type_over(pa.bool_()) not in (found, None):
+            return None
+        return found
+
     def _looks_further(self) -> ConfigError:
         return ConfigError(
             f"{self._setting} must look at one row only, without aggregates or windows; use sql_transform"
@@ -78,7 +90,7 @@ class RowExpressions:
     def __init__(self, expressions: Mapping[str, str], *, setting: str) -> None:
         """expressions: by the name of the column that each gives. Raises as `RowExpression` does."""
         self._each = {name: RowExpression(text, setting=f"{setting}.{name}") for name, text in expressions.items()}
-        self._together = BatchQuery(select_of(expressions), setting=setting)
+        self._together = BatchQuery(select_of(expressions), setting=setting, is_measured=True)
         self._checked: pa.Schema | None = None
 
     def values(self, data: pa.RecordBatch) -> pa.RecordBatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -75,11 +75,30 @@ class Failures:
     """The expected failures of a run's stages, in the order in which they happened."""
 
     all: list[Failure] = field(default_factory=list)
+    _added: trio.Event = field(default_factory=trio.Event)
+    _watchers: list[Callable[[], None]] = field(default_factory=list)
 
     def add(
         self, stage: str, error: ConveyordError, *, members: frozenset[str], names: Mapping[str, str] | None = None
     ) -> None:
         self.all.append(Failure(stage, error, members, names or {}))
+        self._added.set()
+        self._added = trio.Event()
+        for watcher in self._watchers:
+            watcher()
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Have `watcher` called after every failure; it must neither wait nor raise."""
+        self._watchers.append(watcher)
+
+    def cover(self, members: frozenset[str]) -> bool:
+        """Whether each of these pipelines has failed."""
+        return members <= frozenset[str]().union(*(failure.members for failure in self.all))
+
+    async def wait_all(self, members: frozenset[str]) -> None:
+        """Wait until each of these pipelines has failed."""
+        while not self.cover(members):
+            await self._added.wait()
 
     def of(self, pipeline: str) -> list[Failure]:
         """Those of one pipeline. The first is the reason why it ended."""

@@ -6,18 +6,20 @@ committed one piece and not the other could not say where it is.
 
 No piece waits for ever: a stage hands a batch to all of its branches before it takes up the next, and every
 stage sends one batch on for each, in order, so the piece that an input lacks is under way on it. An input
-that is far ahead waits, at `capacity` pieces.
+that is far ahead waits, at `capacity` pieces. Once the pipeline has failed pieces may be missing for good, so
+nobody waits any more: an input that is far ahead is told that nobody listens, and so the stages before it stop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import trio
 
 from conveyord.core.flow.watermarks import WatermarkMerge
 from conveyord.engine.batch_transform import together
+from conveyord.engine.fan_out import Way
 from conveyord.engine.messages import Ack, Batch, Message, Watermark
 from conveyord.engine.origin import joined
 
@@ -41,18 +43,22 @@ class FanIn:
 
     def __init__(
         self,
-        channel: trio.MemorySendChannel[Message],
+        channel: Way,
         *,
         inputs: int,
         wanted: Mapping[str, frozenset[int]],
         capacity: int,
         threads: trio.CapacityLimiter,
+        has_failed: Callable[[], bool] = lambda: False,
     ) -> None:
-        """wanted: by source, the inputs that its batches come in by."""
+        """wanted: by source, the inputs that its batches come in by. has_failed: whether every pipeline that the stage
+        is part of has; call `wake` when that changes.
+        """
         self._channel = channel
         self._wanted = wanted
         self._capacity = capacity
         self._threads = threads
+        self._has_failed = has_failed
         self._waiting: dict[Ack, _Waiting] = {}
         self._pending = [0] * inputs
         self._ended = [False] * inputs
@@ -96,8 +102,14 @@ class FanIn:
             return
         self._give_up()
         while self._pending[number] > self._capacity:
+            if self._has_failed():
+                raise trio.BrokenResourceError
             await self._room.park()
         await trio.lowlevel.checkpoint()
+
+    def wake(self) -> None:
+        """Let inputs that wait look again whether they must."""
+        self._room.unpark_all()
 
     def _forget(self, root: Ack) -> None:
         for one in self._waiting.pop(root).pieces:

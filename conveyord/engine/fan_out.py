@@ -195,7 +195,8 @@ class Branches:
             origin = None if batch.origin is None else batch.origin.through(good)
             stage = f"{self._context.stage} {router.output} {sorted(fork.members)}"
             left = batch.with_data(data, origin=origin, dead=len(salvaged.poison), stage=stage)
-            return left, await self._context.in_thread(router.masks, data)
+            # Together they might fail again, on account of no row: see `_first_poison`.
+            return left, router.joined(salvaged.pieces, data)
 
     async def _deliver(self, pieces: Sequence[tuple[Branch, Message]]) -> None:
         """Send every piece, first where there is room. Branches that nobody listens to are dropped.

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from conveyord.core.errors import ConfigError
-from conveyord.engine.column_paths import missing_column
+from conveyord.engine.column_paths import is_sibling, missing_column
+from conveyord.engine.naming import SIBLING_SEPARATOR
 from conveyord.engine.schema.lists import Elements
 from conveyord.engine.schema.types import is_list
 
@@ -93,6 +94,39 @@ def _element_type(kind: pa.DataType) -> pa.DataType:
     while is_list(kind):
         kind = kind.value_type
     return kind
+
+
+def with_siblings(
+    tree: FieldTree[T], fields: Iterable[pa.Field], *, beside: Callable[[T, str], T], instead: T | None
+) -> FieldTree[T]:
+    """`tree`, as far as it is there, and what it says of a field said of those beside it, for what does not fit.
+
+    beside: from what is said of a field, what is to be said of one beside it, by what that is called behind the
+    field's name. instead: what is said of values that stand where an object should be, if something is said of its
+    fields only. What `tree` says of a field beside another itself stays.
+    """
+    fields = list(fields)
+    kinds = {field.name: field.type for field in fields}
+    owned: dict[str, list[str]] = {}
+    for name in kinds:
+        if SIBLING_SEPARATOR in name and name not in tree.below:
+            owner = max((each for each in tree.below if is_sibling(name, each)), key=len, default=None)
+            if owner is not None:
+                owned.setdefault(owner, []).append(name)
+    made: FieldTree[T] = FieldTree()
+    made.said = tree.said
+    for name, node in tree.below.items():
+        if name in kinds:
+            made.below[name] = with_siblings(node, fields_within(kinds[name]), beside=beside, instead=instead)
+        for other in owned.get(name, ()):
+            within = fields_within(kinds[other])
+            own = with_siblings(node, within, beside=beside, instead=instead)
+            own.said = beside(node.said, other.removeprefix(name)) if node.said is not None else None
+            if node.below and not within:
+                own.said = instead
+            if own.said is not None or own.below:
+                made.below[other] = own
+    return made
 
 
 def leads_through_lists(schema: pa.Schema, path: Path) -> bool:

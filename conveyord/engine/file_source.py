@@ -98,6 +98,7 @@ class FileSource(Source, Generic[Layout]):
     """Base of the file sources. A subclass gives the decoder; everything else is the same for all formats."""
 
     pure = True
+    unit = "bytes"
 
     def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
         super().__init__(config, context)
@@ -296,9 +297,11 @@ class FileSource(Source, Generic[Layout]):
             await letters.put([self._rejected(job, record) for record in bad])
         elif bad:
             await self._pass_over(job, bad)
+        index = _Index(decoder, block, bad)
         ends = [(data.num_rows, end)]
         if self.context.provenance or data.num_rows > self.config.batch_rows:
-            offsets = await self.context.in_thread(_offsets, decoder, block, bad, data.num_rows)
+            starts = (await self.context.in_thread(index.starts)).slice(0, data.num_rows)
+            offsets = pc.add(starts, pa.scalar(block.data_first, pa.int64()))
             if self.context.provenance:
                 data = with_provenance(data, job.file.partition, offsets)
             inner = range(self.config.batch_rows, data.num_rows, self.config.batch_rows)
@@ -314,7 +317,7 @@ class FileSource(Source, Generic[Layout]):
                 span = Span(job.file.partition, first, end, job.file.reader.mark(end))
                 tally = Tally(read=row_end - row + skipped + dead, skipped=skipped, dead=dead)
                 rows = data.slice(row, row_end - row)
-                place_of = None if letters is None else _Records(decoder, job.file, block, bad, data.num_rows, row)
+                place_of = None if letters is None else _Records(job.file, index, row)
                 await out.send(rows, (span,), tally, raw_bytes=end - first, states=states, place_of=place_of)
             row, first, skipped, dead = row_end, end, 0, 0
         if error is not None:
@@ -368,25 +371,53 @@ class FileSource(Source, Generic[Layout]):
         return RecordError(f"{job.file.path}:{line} (byte {offset})", bad.reason, code=bad.code)
 
 
+class _Index(Generic[Layout]):
+    """Where the records of the good rows of one block stand in it: worked out once, when first asked, then kept.
+
+    Threads that ask at the same time may each work it out. They find the same, so none needs to wait.
+    """
+
+    def __init__(self, decoder: BlockDecoder[Layout], block: Block, bad: Sequence[BadRecord]) -> None:
+        self._decoder = decoder
+        self._block = block
+        self._bad = bad
+        self._found: tuple[pa.Int64Array, pa.Int64Array] | None = None
+
+    def starts(self) -> pa.Int64Array:
+        """By row, where its record starts in the block, in bytes. Blocking."""
+        return self._bounds()[0]
+
+    def record(self, row: int) -> tuple[int, bytes]:
+        """Where the record of a row starts in the file, and its bytes without its line end. Blocking."""
+        starts, ends = self._bounds()
+        start = starts[row].as_py()
+        record = self._block.data[start : ends[row].as_py()].rstrip(b"\r\n")  # as that of one that never became a row
+        return self._block.data_first + start, record
+
+    def _bounds(self) -> tuple[pa.Int64Array, pa.Int64Array]:
+        if self._found is None:
+            starts = self._decoder.starts(self._block.data)
+            ends = pa.concat_arrays([starts.slice(1), pa.array([len(self._block.data)], pa.int64())])
+            ends = ends.slice(0, len(starts))
+            if self._bad:
+                dropped = pa.array([record.offset for record in self._bad], pa.int64())
+                is_good = pc.invert(pc.is_in(starts, dropped))
+                starts, ends = starts.filter(is_good), ends.filter(is_good)
+            self._found = starts, ends
+        return self._found
+
+
 @dataclass(frozen=True, slots=True)
 class _Records(Generic[Layout]):
     """Which records the rows of one batch are: rows `first_row` and on of a block. Worked out only when asked."""
 
-    decoder: BlockDecoder[Layout]
     file: _File[Layout]
-    block: Block
-    bad: Sequence[BadRecord]
-    rows: int
+    index: _Index[Layout]
     first_row: int
 
     def __call__(self, row: int) -> Place:
         """The place of row `row` of the batch. Blocking."""
-        offset = _offsets(self.decoder, self.block, self.bad, self.rows)[self.first_row + row].as_py()
-        starts = pc.add(self.decoder.starts(self.block.data), pa.scalar(self.block.data_first, pa.int64()))
-        following = starts.filter(pc.greater(starts, offset))
-        end = following[0].as_py() if len(following) else self.block.data_first + len(self.block.data)
-        record = self.block.data[offset - self.block.data_first : end - self.block.data_first]
-        record = record.rstrip(b"\r\n")  # as that of a record that never became a row
+        offset, record = self.index.record(self.first_row + row)
         return Place(RecordRef(self.file.partition, offset, self.file.header + record))
 
 
@@ -401,12 +432,3 @@ def _begin(decoder: BlockDecoder[Layout], path: Path, head: bytes) -> tuple[int,
         return decoder.begin(head)
     except RecordError as error:
         raise RecordError(f"{path}: {error.place}", error.reason, code=error.code) from error
-
-
-def _offsets(decoder: BlockDecoder[Layout], block: Block, bad: Sequence[BadRecord], rows: int) -> pa.Int64Array:
-    """Where the records of the first `rows` good rows of `block` start in the file. Blocking."""
-    starts = decoder.starts(block.data)
-    if bad:
-        dropped = pa.array([record.offset for record in bad], pa.int64())
-        starts = starts.filter(pc.invert(pc.is_in(starts, dropped)))
-    return pc.add(starts.slice(0, rows), pa.scalar(block.data_first, pa.int64()))

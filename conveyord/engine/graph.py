@@ -6,8 +6,11 @@ How a stage ends decides how the others do, without anyone cancelling anyone:
     a stage wants no more its inbound channel closes, and the stage before it lets go of that branch alone
     a stage fails         the same downstream; its inbound channel closes, so the stage before it finds
                           nobody listening (BrokenResourceError), lets go of every branch of the same
-                          pipelines, and stops once no branch is left, and so on upstream
+                          pipelines, and stops once no branch is left, and so on upstream; a source that has
+                          nothing to send, and so would not find out, is told to drain
     the run is cancelled  every stage is cancelled; nothing more is committed
+    a source raises Superseded
+                          the same: what was sent is another process's to commit
 
 So whatever was sent before a failure is still written and committed by every sink but one that failed itself,
 other pipelines that share a stage go on, and the failure is reported with the stage's name once everything
@@ -16,22 +19,23 @@ has come to rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 import trio
 
-from conveyord.core.errors import ConveyordError, Retryable
+from conveyord.core.errors import ConveyordError, Retryable, Superseded
 from conveyord.core.flow.positions import Positions
 from conveyord.core.pipeline.graph import MAIN
+from conveyord.engine.channel import open_channel
 from conveyord.engine.contracts import Operator, Sink, Source, Transform
 from conveyord.engine.failures import Failures, unwrapped
 from conveyord.engine.fan_in import FanIn
 from conveyord.engine.fan_out import Branch, Branches, End, Removed, Way
 from conveyord.engine.gate import Gate
 from conveyord.engine.inbound import StageInbound
-from conveyord.engine.messages import Message
 from conveyord.engine.outlet import TrackedOutlet
 from conveyord.engine.routing import Exit
 from conveyord.engine.spilling import SpillWay
@@ -97,13 +101,14 @@ async def run_graph(
     try:
         with unwrapped():
             async with trio.open_nursery() as beside:
+                abandon = beside.cancel_scope.cancel
                 for node in graph.nodes:
                     if node.follows:
-                        beside.start_soon(_stage, node, wiring, finished, failures)
+                        beside.start_soon(_stage, node, wiring, finished, failures, abandon)
                 async with trio.open_nursery() as nursery:
                     for node in graph.nodes:
                         if not node.follows:
-                            nursery.start_soon(_stage, node, wiring, drain, failures)
+                            nursery.start_soon(_stage, node, wiring, drain, failures, abandon)
                     for link, way in wiring.spills:
                         nursery.start_soon(_spill, link, way, failures)
                 finished.set()
@@ -131,7 +136,7 @@ class _Wiring:
             links = [link for link in graph.links if link.target == node.number]
             if not links:
                 continue
-            send, receive = trio.open_memory_channel[Message](channel_capacity)
+            send, receive = open_channel(channel_capacity)
             self.inbound[node.number] = StageInbound(receive, node.gate)
             ways: list[Way] = [send]
             if len(links) > 1:
@@ -141,7 +146,9 @@ class _Wiring:
                     wanted=_inputs_of([sources[link.source] for link in links]),
                     capacity=channel_capacity,
                     threads=threads,
+                    has_failed=partial(failures.cover, node.members),
                 )
+                failures.watch(fan_in.wake)
                 ways = [fan_in.entry(number) for number in range(len(links))]
             for link, way in zip(links, ways, strict=True):
                 if link.queue is not None:
@@ -174,15 +181,17 @@ def _inputs_of(sources: Sequence[frozenset[str]]) -> dict[str, frozenset[int]]:
     }
 
 
-async def _stage(node: Node, wiring: _Wiring, drain: trio.Event, failures: Failures) -> None:
-    """Run one stage under the rules at the top of this file."""
+async def _stage(
+    node: Node, wiring: _Wiring, drain: trio.Event, failures: Failures, abandon: Callable[[], None]
+) -> None:
+    """Run one stage under the rules at the top of this file. abandon: cancels all of them."""
     inbound, outbound = wiring.inbound.get(node.number), wiring.outbound.get(node.number)
     try:
         with unwrapped():
             match node.operator:
                 case Source():
                     assert outbound is not None
-                    await _read(node, outbound, drain)
+                    await _read_while_wanted(node, outbound, drain, failures)
                 case Transform() as transform:
                     assert inbound is not None
                     assert outbound is not None
@@ -197,6 +206,8 @@ async def _stage(node: Node, wiring: _Wiring, drain: trio.Event, failures: Failu
     except ConveyordError as error:
         context = node.operator.context
         failures.add(context.stage, error, members=node.members, names=context.names)
+        if isinstance(error, Superseded):
+            abandon()
     except Exception as error:  # a bug, which goes on its way with the name of the stage
         error.add_note(f"in the stage {node.operator.context.stage!r}, {type(node.operator).__name__}")
         raise
@@ -207,11 +218,27 @@ async def _stage(node: Node, wiring: _Wiring, drain: trio.Event, failures: Failu
             outbound.close()
 
 
+async def _read_while_wanted(node: Node, outbound: Branches, drain: trio.Event, failures: Failures) -> None:
+    """Run a source until its end, until `drain` is set, or until every pipeline that it belongs to has failed."""
+    stop = trio.Event()
+
+    async def stop_after(wait: Callable[[], Awaitable[None]]) -> None:
+        await wait()
+        stop.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stop_after, drain.wait)
+        nursery.start_soon(stop_after, partial(failures.wait_all, node.members))
+        await _read(node, outbound, stop)
+        nursery.cancel_scope.cancel()
+
+
 async def _read(node: Node, outbound: Branches, drain: trio.Event) -> None:
     """Run a source, and again from where it got to as often as its policy allows, if it raises Retryable."""
     assert isinstance(node.operator, Source)
     assert node.outlet is not None
-    outlet, retries, fences = node.outlet.over(outbound), node.operator.context.retries, node.fences
+    outlet = node.outlet.over(outbound, unit=node.operator.unit)
+    retries, fences = node.operator.context.retries, node.fences
     failed = 0
     while True:
         before = outlet.batches

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.types as pt
 import trio
 
 from conveyord.core.errors import BatchError
-from conveyord.core.flow.positions import Partition
 from conveyord.core.pipeline.graph import SchemaContract
 from conveyord.core.units import counted
 from conveyord.engine.contracts import OperatorContext
-from conveyord.engine.copies import SOURCE as COPIES
+from conveyord.engine.copies import COPIED
 from conveyord.engine.messages import Batch
 from conveyord.engine.poison import Poison, Salvaged, salvage
 from conveyord.engine.schema import Breach, fit, grow, held_to
+from conveyord.engine.schema.types import plain_type
 from conveyord.engine.sql import without_views
 
 
@@ -69,8 +71,7 @@ class Room:
         Raises BatchError if it cannot, ConfigError for a schema that nothing can be done about.
         """
         # The copy of a letter that is refused stays no letter: that one would be copied, and refused, for ever.
-        copied = Partition(COPIES, context.pipeline)
-        may_refuse = context.dead_letters is not None and all(span.partition != copied for span in batch.spans)
+        may_refuse = context.dead_letters is not None and all(span.partition != COPIED for span in batch.spans)
         if self._is_new or context.contract == SchemaContract():
             return self._taken(batch.data, may_refuse=may_refuse)
         data = without_views(batch.data)
@@ -100,12 +101,21 @@ class Room:
         )
 
     def _taken(self, data: pa.RecordBatch, *, may_refuse: bool) -> Salvaged[Piece]:
+        # A source remembers the columns of rows that were refused, so that all later ones come under those.
+        needed = self._with_values(data)
+        if needed.num_columns < data.num_columns and not self._is_too_wide(data):
+            with suppress(BatchError):
+                return Salvaged([self.take(data)])
         try:
-            return Salvaged([self.take(data)])
+            return Salvaged([self.take(needed)])
         except BatchError as error:
             if not may_refuse:
                 raise
-            return self.take_most(data, error)
+            failed = error
+        found = salvage(lambda rows: self._take(self._with_values(rows)), data, failed)
+        if len(self.schema) == 0:  # no row has brought a column for those without any
+            found = salvage(lambda rows: self.take(self._with_values(rows)), data, failed)
+        return found
 
     def take(self, data: pa.RecordBatch) -> Piece:
         """Make room for all of `data`. Raises BatchError or ConfigError if the sink cannot take it."""
@@ -113,15 +123,6 @@ class Room:
         if len(self.schema) == 0 and data.num_rows:
             raise self._fieldless(data)
         return piece
-
-    def take_most(self, data: pa.RecordBatch, error: BatchError) -> Salvaged[Piece]:
-        """Make room for all rows of `data` but those that the sink cannot take. `take` failed with `error`."""
-        if data.num_rows == 0:  # its columns are too many, but no value needs them
-            return Salvaged()
-        found = salvage(lambda rows: self._take(self._with_values(rows)), data, error)
-        if len(self.schema) == 0:  # no row has brought a column for those without any
-            found = salvage(lambda rows: self.take(self._with_values(rows)), data, error)
-        return found
 
     def _take(self, data: pa.RecordBatch) -> Piece:
         trio.from_thread.check_cancelled()  # a search for rows may ask for thousands of pieces
@@ -135,6 +136,13 @@ class Room:
         self._check(fitted)
         self.schema = schema
         return Piece(data, fitted)
+
+    def _is_too_wide(self, data: pa.RecordBatch) -> bool:
+        """Whether `_take` fails for the number of columns alone, known without growing a schema of thousands."""
+        if len(self.schema) + data.num_columns <= self._columns_max:
+            return False
+        brought = (field.name for field in data.schema if not pt.is_null(plain_type(field.type)))
+        return len(set(self.schema.names).union(brought)) > max(self._columns_max, len(self._held))
 
     def _with_values(self, data: pa.RecordBatch) -> pa.RecordBatch:
         """`data` without columns that only other rows of its batch brought, which would be refused with those."""

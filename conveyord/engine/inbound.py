@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from conveyord.engine.channel import Receiver
 from conveyord.engine.gate import Gate
 from conveyord.engine.messages import Batch, Eos, Message
 
@@ -11,7 +12,7 @@ from conveyord.engine.messages import Batch, Eos, Message
 class StageInbound(trio.abc.ReceiveChannel[Message]):
     """Receives what the gate admits, then `Eos` once, when every sender has closed."""
 
-    def __init__(self, channel: trio.MemoryReceiveChannel[Message], gate: Gate | None = None) -> None:
+    def __init__(self, channel: Receiver, gate: Gate | None = None) -> None:
         self._channel = channel
         self._gate = gate
         self._ended = False

@@ -2,22 +2,23 @@
 
 Spilled frames are worth something only if they follow, without a gap, on what every sink behind the edge
 holds. Dead letters stand only for records that a sink has put behind it; others are read again, and may
-turn out well this time. Where some sinks are past a record and others are not, its letter is for the former
-only from then on: the latter get what the record becomes this time, be it a row or a letter.
+turn out well this time: then the sink gets what the record becomes, be it a row or a letter, and the former letter
+is for it no longer. But whether its source has a record still is not known before it was read, so no letter goes
+sooner (`engine/rereading.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from conveyord.core.errors import Refused
-from conveyord.core.flow.dead_letters import DeadLetter, LetterKey
+from conveyord.core.flow.dead_letters import KEEPS_NONE, DeadLetter, LetterKey
 from conveyord.core.flow.positions import Partition, Positions
 from conveyord.core.pipeline.graph import MAIN, Pipeline
-from conveyord.engine.copies import SOURCE as COPIES
+from conveyord.engine.copies import COPIED
+from conveyord.engine.copies import SOURCE as LETTERS
 from conveyord.engine.dead_lettering import BEHIND
-from conveyord.storage.dead_letters.letters import Selection
+from conveyord.storage.dead_letters.letters import Claim, Selection, StoredLetter
 from conveyord.storage.dead_letters.store import DeadLetterStore
 from conveyord.storage.spill.frames import FrameMeta
 
@@ -49,72 +50,119 @@ class Point:
     output: str | None = None
 
 
-def point_of(key: LetterKey, pipeline: Pipeline) -> Point | None:
-    """Where a letter failed; None if the pipeline has no such stage any more."""
-    named, names = key.stage, {stage.name for stage in pipeline.stages}
-    if not named.endswith(BEHIND):
-        return Point(named) if named in names else None
-    named = named.removesuffix(BEHIND)
-    if named in names:
-        return Point(named, MAIN)
-    stage, _, output = named.rpartition(".")
+def point_of(stage: str, pipeline: Pipeline) -> Point | None:
+    """Where letters failed whose keys name their stage so; None if the pipeline has no such stage any more."""
+    names = {one.name for one in pipeline.stages}
+    if not stage.endswith(BEHIND):
+        return Point(stage) if stage in names else None
+    stage = stage.removesuffix(BEHIND)
+    if stage in names:
+        return Point(stage, MAIN)
+    stage, _, output = stage.rpartition(".")
     return Point(stage, output) if stage in names else None
 
 
-class Lacks:
-    """Which sinks of one pipeline lack what a letter stands for, by what each of them holds."""
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far one sink is.
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        held: Mapping[str, Positions | None],
-        reached: Mapping[str, Positions | None] | None = None,
-    ) -> None:
-        """held: by sink, under the pipeline's own names. A sink that keeps no positions is never counted.
-        reached: what each will have once it has what was spilled before it; without it nothing is.
-        """
+    destination: what it writes to, by which letters know it; see `Sink.destination`. held: what it has; None if it
+    keeps no positions. reached: what it will have once it has what was spilled before it; None: nothing was. share_of:
+    see `Sink.share_of`.
+    """
+
+    destination: str
+    held: Positions | None
+    reached: Positions | None = None
+    share_of: Callable[[Partition], str | None] = lambda _: None
+
+    def claimant(self, partition: Partition) -> str:
+        """What stands for it among the sinks of a letter whose record is of `partition`."""
+        if self.held is None:
+            return KEEPS_NONE
+        share = self.share_of(partition)
+        return self.destination if share is None else f"{self.destination}, {share}"
+
+
+class Lacks:
+    """Which sinks of one pipeline lack what a letter stands for, by what each of them has."""
+
+    def __init__(self, pipeline: Pipeline, standings: Mapping[str, Standing]) -> None:
+        """standings: of the pipeline's sinks, by their names."""
         self._pipeline = pipeline
-        self._keeping = frozenset(sink for sink, positions in held.items() if positions is not None)
-        self._held = held
-        self._reached = held if reached is None else reached
+        self._standings = standings
         spilling = [edge.target for edge in pipeline.edges if edge.on_slow == "spill"]
         self._behind_spills = frozenset[str]().union(*(pipeline.below(target) for target in spilling))
-        self._below: dict[str, frozenset[str] | None] = {}
+        self._kinds = {stage.name: stage.kind for stage in pipeline.stages}
+        self._below: dict[tuple[str, bool], tuple[Standing, ...] | None] = {}
 
     def below(self, key: LetterKey) -> frozenset[str] | None:
-        """The sinks that rows reach from where a letter failed; None if its stage is gone."""
-        if key.stage not in self._below:
-            point = point_of(key, self._pipeline)
-            reached = None if point is None else self._pipeline.below(point.stage, point.output) & self._keeping
-            self._below[key.stage] = reached
-        return self._below[key.stage]
+        """Those that rows reach from where a letter failed, as `Standing.claimant`; None if its stage is gone."""
+        is_of_source = key.stage == key.partition.source
+        place = key.stage, is_of_source
+        if place not in self._below:
+            point = point_of(key.stage, self._pipeline)
+            if point is not None and point.output is None and is_of_source != (self._kinds[point.stage] == "source"):
+                point = None  # another stage has that name: what a source could not read is no row
+            reached = frozenset[str]() if point is None else self._pipeline.below(point.stage, point.output)
+            found = tuple(one for name, one in self._standings.items() if name in reached)
+            self._below[place] = None if point is None else found
+        below = self._below[place]
+        return None if below is None else frozenset(one.claimant(key.partition) for one in below)
 
-    def meant(self, letter: DeadLetter) -> frozenset[str] | None:
-        """The sinks of this pipeline that a letter is for; None if there is no place for it at the moment.
+    def _claimants(self, key: LetterKey) -> dict[str, Standing]:
+        return {standing.claimant(key.partition): standing for standing in self._standings.values()}
 
-        Empty if none that keeps positions was behind its stage when it failed.
-        """
-        below = self.below(letter.key)
-        if below is None or letter.sinks is None:
-            return None if below is None else frozenset()
-        return (letter.sinks & below) or None
+    def absent(self, key: LetterKey, sink: str) -> str | None:
+        """What a letter's way to a sink lacks in this definition: its stage, or the sink behind it. None: nothing."""
+        below = self.below(key)
+        if below is None:
+            return f"stage {key.stage}"
+        if sink in below:
+            return None
+        return f"{sink} behind stage {key.stage}" if sink in self._claimants(key) else sink
 
-    def absent(self, letter: DeadLetter) -> frozenset[str]:
-        """What a letter waits for that the pipeline does not have: its stage, or else sinks."""
-        below = self.below(letter.key)
-        return frozenset([letter.key.stage]) if below is None else (letter.sinks or frozenset()) - below
-
-    def past(self, key: LetterKey, sinks: Iterable[str]) -> frozenset[str]:
-        """Those of `sinks` that are past the record of a letter."""
-        return frozenset(sink for sink in sinks if self._is_past(key, sink))
-
-    def _is_past(self, key: LetterKey, sink: str) -> bool:
+    def is_past(self, key: LetterKey, sink: str) -> bool:
+        """Whether a sink has put the record of a letter behind it; one that keeps no positions always has."""
+        standing = self._claimants(key)[sink]
+        if standing.held is None:
+            return True
         # What was spilled is not read again, but the stages behind the spill have it still before them.
-        point = point_of(key, self._pipeline)
-        is_behind_spill = point is not None and point.stage in self._behind_spills
-        positions = (self._held if is_behind_spill else self._reached)[sink]
-        position = None if positions is None else positions.get(key.partition)
-        return position is not None and key.offset < position.offset
+        is_behind_spill = self._is_behind_spill(key)
+        return _covers(standing.held if is_behind_spill or standing.reached is None else standing.reached, key)
+
+    def _is_behind_spill(self, key: LetterKey) -> bool:
+        point = point_of(key.stage, self._pipeline)
+        return point is not None and point.stage in self._behind_spills
+
+    def unread(self, stored: StoredLetter) -> list[Claim]:
+        """Which sinks of a letter have its record still to come, in whatever state it is, if its source has it."""
+        key = stored.letter.key
+        known = stored.claims.keys() & self._claimants(key).keys()
+        found = [sink for sink in known if not self.is_past(key, sink)]
+        if found and KEEPS_NONE in known:
+            found.append(KEEPS_NONE)
+        return [Claim(stored.id, sink) for sink in found]
+
+    def spilled(self, key: LetterKey, unread: Sequence[Claim]) -> list[Claim]:
+        """For which sinks such a record lies on disk, from where it goes on to them without being read again."""
+        standings = self._claimants(key)
+        reached = {claim: standings[claim.sink].reached for claim in unread if self._is_behind_spill(key)}
+        found = [claim for claim, positions in reached.items() if positions is not None and _covers(positions, key)]
+        return [*found, *(claim for claim in unread if claim.sink == KEEPS_NONE)] if found else []
+
+    def knows(self, key: LetterKey, sink: str) -> bool:
+        """Whether a sink of a letter is in this definition."""
+        return sink in self._claimants(key)
+
+    def arrived(self, key: LetterKey, sinks: Collection[str]) -> list[str]:
+        """Which of `sinks`, for which the record of a letter was read again, have what it became.
+
+        Those that keep no positions go with any other.
+        """
+        standings = self._claimants(key)
+        found = [sink for sink in sinks if sink in standings and _has_since(standings[sink].held, key)]
+        return [*found, KEEPS_NONE] if found and KEEPS_NONE in sinks else found
 
     def admit(self, letter: DeadLetter) -> DeadLetter | None:
         """A letter that failed in a run, for the sinks that were not past its record when the run started.
@@ -122,49 +170,43 @@ class Lacks:
         The others have had it, or a letter of an earlier run is theirs. None if there is nobody who lacks it: its
         record was only read again for a sink that it does not reach.
         """
-        below = self.below(letter.key)
-        return letter if not below else only_for(letter, below - self.past(letter.key, below))
+        below = self.below(letter.key) or frozenset()
+        lacking = frozenset(sink for sink in below if sink == KEEPS_NONE or not self.is_past(letter.key, sink))
+        return replace(letter, sinks=lacking) if lacking else None
 
 
-def only_for(letter: DeadLetter, lacking: frozenset[str]) -> DeadLetter | None:
-    """`letter` for the sinks that lack it; None if none does.
+def _covers(positions: Positions, key: LetterKey) -> bool:
+    position = positions.get(key.partition)
+    return position is not None and key.offset < position.offset
 
-    They are named even if all do: a sink that is taken out of the pipeline for a while keeps its claim.
+
+def _has_since(held: Positions | None, key: LetterKey) -> bool:
+    """Whether a sink that holds so much has what became of a letter's record since that was read again."""
+    if held is None:
+        return False
+    if key.partition.source == LETTERS:  # nobody knows of which record it is: see `LetterQueries.untold`
+        return any(partition.source != LETTERS for partition in held)
+    return _covers(held, key)
+
+
+def let_go_of_arrived(store: DeadLetterStore, pipeline: Pipeline, lacks: Lacks, *, copied_to: int) -> int:
+    """Take letters from the sinks for which a run read their records again, and which have them since. Blocking.
+
+    A letter for which no sink is left is deleted; returns how many are. Those that `dlq.sink` has keep their ids, so
+    that it gets no second copy if they fail again.
     """
-    return replace(letter, sinks=lacking) if lacking else None
+    sinks: dict[int, list[str]] = {}
+    for claim in store.on_their_way(pipeline.identity):
+        sinks.setdefault(claim.letter, []).append(claim.sink)
+    letters = store.select(Selection(ids=tuple(sinks)), payloads=False)
+    claims = [
+        Claim(stored.id, sink) for stored in letters for sink in lacks.arrived(stored.letter.key, sinks[stored.id])
+    ]
+    return store.give_up(pipeline.identity, claims, copied_to=copied_to)
 
 
-def drop_unread(store: DeadLetterStore, pipeline: Pipeline, lacks: Lacks, *, copied_to: int) -> int:
-    """Take letters from the sinks that have not passed their records, which are read again. Blocking.
-
-    A letter for which no sink is left is deleted; returns how many are. Sinks that the pipeline does not have at
-    the moment keep theirs, and letters stay as they are whose stage it does not have, or whose sinks keep no
-    positions. Those that `dlq.sink` has keep their ids, so that it gets no second copy if they fail again.
-    Raises Refused if one is queued for replay to a sink for which its record would be read again.
-    """
-    unread: list[int] = []
-    fewer: dict[int, frozenset[str]] = {}
-    for stored in store.select(Selection(pipeline=pipeline.identity), payloads=False):
-        meant = lacks.meant(stored.letter)
-        again = (meant or frozenset()) - lacks.past(stored.letter.key, meant or ())
-        if not again:
-            continue
-        if stored.state == "queued":
-            raise Refused(
-                f"pipeline {pipeline.identity}: dead letter {stored.id} is queued for replay, and its record would be "
-                f"read again for {', '.join(sorted(again))}; finish the replay with `conveyord dlq replay` first"
-            )
-        if left := (stored.letter.sinks or frozenset()) - again:
-            fewer[stored.id] = left
-        else:
-            unread.append(stored.id)
-    store.restrict(fewer)
-    return store.drop(pipeline.identity, unread, copied_to=copied_to)
-
-
-def copied_to(pipeline: Pipeline, held: Mapping[str, Positions | None]) -> int:
+def copied_to(pipeline: Pipeline, standings: Mapping[str, Standing]) -> int:
     """The highest id of a letter that the pipeline's `dlq.sink` has."""
     sink = None if pipeline.dlq is None else pipeline.dlq.sink
-    positions = None if sink is None else held[sink]
-    partition = Partition(COPIES, pipeline.identity)
-    return 0 if positions is None or partition not in positions else positions[partition].offset
+    positions = None if sink is None else standings[sink].held
+    return 0 if positions is None or COPIED not in positions else positions[COPIED].offset

@@ -12,12 +12,12 @@ import trio
 
 from conveyord.core.errors import ConveyordError
 from conveyord.core.pipeline.graph import Pipeline
-from conveyord.engine.contracts import Delivery, Sink
+from conveyord.engine.contracts import Delivery, Sink, Source
 from conveyord.engine.failures import Failures
 from conveyord.engine.graph import run_graph
 from conveyord.engine.plan import RunSettings, assemble
 from conveyord.engine.preparation import Limits, Prepared, open_sinks, prepare
-from conveyord.engine.registry import Registry
+from conveyord.engine.registry import Registry, validate_options
 from conveyord.engine.summary import RunProgress, RunStatus, RunSummary, SinkProgress
 from conveyord.storage.locks import owned
 
@@ -51,7 +51,7 @@ def progress_of(request: RunRequest, registry: Registry) -> dict[str, RunProgres
     for pipeline in request.pipelines:
         copies = pipeline.dlq.sink if pipeline.dlq is not None else None
         promises = {
-            operator.delivery
+            operator.delivery_of(validate_options(operator, dict(stage.options)))
             for stage in pipeline.of_kind("sink")
             if stage.name != copies and issubclass(operator := registry.operator("sink", stage.type), Sink)
         }
@@ -82,6 +82,8 @@ async def run_pipelines(
             )
             nursery.cancel_scope.cancel()
         _update(prepared, progress)
+        if not failures.all:
+            await prepared.finish()
     seconds = trio.current_time() - started
     return tuple(_summary(progress[pipeline.identity], failures, drain, seconds) for pipeline in request.pipelines)
 
@@ -140,3 +142,7 @@ def _update(prepared: Prepared, progress: Mapping[str, RunProgress]) -> None:
             counts = report.rows, report.files, report.commits, report.discarded_values
             one.sinks[sink.context.stage] = SinkProgress(*counts)
         one.discarded_values = sum(sink.discarded_values for sink in one.sinks.values())
+        for node in prepared.nodes_of(pipeline):
+            source, context = node.operator, node.operator.context
+            if isinstance(source, Source) and source.health is not None:
+                one.sources[context.names.get(pipeline, context.stage)] = source.health

@@ -65,6 +65,11 @@ class Batch:
     """The tally with which the batch came to its present stage."""
     deaths: Mapping[str, int] = field(default_factory=dict)
     """By stage, how many rows became dead letters there: what branches that meet again have in common."""
+    unit: str = "bytes"
+    """What the offsets of `spans` count, for messages (see `Source.unit`)."""
+    within_seconds: float | None = None
+    """Somebody waits until this is durable: a sink that collects batches commits it within so long, even if its
+    own interval is longer. A wish: what goes by the disk loses it, and only the interval bounds that wait."""
 
     def with_data(self, data: pa.RecordBatch, *, origin: Origin | None = None, dead: int = 0, stage: str = "") -> Batch:
         """The same records after a stage made `data` of them.

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
+
+NEEDED: Final = "needed"
+"""Marks an option that has a default only because another option may stand for it: people are shown it as required."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instead:
+    """Marks a required option that may be left out beside one of the options `keys`."""
+
+    keys: tuple[str, ...]
 
 
 def keys_of(name: str, field: FieldInfo) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 import pyarrow as pa
@@ -20,22 +20,29 @@ from conveyord.engine.summary import RunProgress
 class TrackedOutlet:
     """Sends a source's batches on, tracks them until every sink has settled them, and counts them."""
 
-    def __init__(self, progress: Sequence[RunProgress]) -> None:
-        """progress: of every pipeline that reads this source."""
+    def __init__(
+        self,
+        progress: Sequence[RunProgress],
+        before: Callable[[tuple[Span, ...]], Awaitable[None]] | None = None,
+    ) -> None:
+        """progress: of every pipeline that reads this source. before: awaited before what was read is sent."""
         self._ledger = AckLedger()
         self._progress = progress
+        self._before = before
         self._sent_at: dict[int, float] = {}
         self._tail: dict[Partition, Position] = {}
         self._states: dict[str, str] = {}
         self._outbound: Outbound | None = None
+        self._on_settled: Callable[[Mapping[Partition, Position]], None] | None = None
+        self._unit = "offsets"
         self.batches = 0
         """How many batches were sent."""
         self.is_sending = False
         """A batch is under way, or failed on the way. What became of it is not known, so it cannot come again."""
 
-    def over(self, outbound: Outbound) -> TrackedOutlet:
-        """This outlet, sending over `outbound`."""
-        self._outbound = outbound
+    def over(self, outbound: Outbound, *, unit: str) -> TrackedOutlet:
+        """This outlet, sending over `outbound` what a source with offsets in `unit` reads."""
+        self._outbound, self._unit = outbound, unit
         return self
 
     def expects(self, raw_bytes: int | None) -> None:
@@ -52,15 +59,29 @@ class TrackedOutlet:
         raw_bytes: int,
         states: Mapping[str, str] | None = None,
         place_of: Callable[[int], Place] | None = None,
+        within_seconds: float | None = None,
+        lost: bool = False,
     ) -> None:
         """See `Outlet.send`."""
         assert self._outbound is not None, "the graph gives the outlet its outbound before the source runs"
+        if self._before is not None and not lost:
+            await self._before(spans)
         ticket = self._ledger.track(spans)
         self._sent_at[ticket.number] = trio.current_time()
         origin = None if place_of is None else Origin(data, place_of)
         ack = Ack(partial(self._settled, ticket))
         self.is_sending = True
-        await self._outbound.send(Batch(data, spans, tally, ack, states or {}, origin, arrived=tally))
+        batch = Batch(
+            data,
+            spans,
+            tally,
+            ack,
+            states or {},
+            origin,
+            unit=self._unit,
+            within_seconds=within_seconds,
+        )
+        await self._outbound.send(batch)
         self.is_sending = False
         self.batches += 1
         self._tail.update((span.partition, span.position) for span in spans)
@@ -69,6 +90,10 @@ class TrackedOutlet:
             progress.rows_in += tally.read
             progress.skipped += tally.skipped
             progress.bytes_in += raw_bytes
+
+    def on_settled(self, moved: Callable[[Mapping[Partition, Position]], None]) -> None:
+        """See `Outlet.on_settled`."""
+        self._on_settled = moved
 
     async def watermark(self, watermark: Watermark) -> None:
         """See `Outlet.watermark`."""
@@ -85,13 +110,20 @@ class TrackedOutlet:
         return Positions({**fence, **further}, {**fence.states, **self._states})
 
     def _settled(self, ticket: Ticket) -> None:
-        self._ledger.settle(ticket)
+        moved = self._ledger.settle(ticket)
         del self._sent_at[ticket.number]
+        if moved and self._on_settled is not None:
+            self._on_settled(moved)
 
     @property
     def floor(self) -> Positions:
         """How far every partition is settled without a hole."""
         return self._ledger.floor
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every sink has all that was sent."""
+        return self._ledger.in_flight == 0
 
     def oldest_age_seconds(self, now: float) -> float | None:
         """The age of the oldest batch that is not settled, or None. `now` is trio's clock."""

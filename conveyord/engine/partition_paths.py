@@ -15,6 +15,7 @@ from conveyord.core.errors import ConfigError
 from conveyord.engine.column_paths import missing_column, plain_values, value_at
 from conveyord.engine.naming import type_word
 from conveyord.engine.schema.text import to_text
+from conveyord.storage.calendar import is_moment, outside
 
 NULL = "__HIVE_DEFAULT_PARTITION__"
 NAME_BYTES_MAX = 255  # of one name, in every file system of note
@@ -26,9 +27,9 @@ _EXPRESSIONS: Mapping[str, str] = {"year": "%Y", "month": "%Y-%m", "day": "%Y-%m
 _DIRECTIVE = re.compile(r"%(.?)")
 _UNITS = ("year", "month", "day", "hour", "minute", "second")
 _UNIT_OF: Mapping[str, str] = {
-    **dict.fromkeys("YyCG", "year"),
+    **dict.fromkeys("YyC", "year"),
     **dict.fromkeys("mbB", "month"),
-    **dict.fromkeys("djaAuwVUWF", "day"),
+    **dict.fromkeys("djaAuwGVUWF", "day"),
     **dict.fromkeys("HIp", "hour"),
     "M": "minute",
     **dict.fromkeys("ST", "second"),
@@ -104,6 +105,7 @@ def _check_time(time: str) -> None:
 def paths(data: pa.RecordBatch, parts: Sequence[Part]) -> pa.StringArray:
     """The path of each row. Values that are null or empty are `NULL`, unsafe characters escaped as Hive does.
 
+    Times that `beyond` names stand there as if they were null.
     Raises ConfigError if a column is missing, or of a type that cannot stand in a path.
     """
     texts: list[pa.Array | str] = []
@@ -135,8 +137,11 @@ def _texts(part: Part, array: pa.Array) -> pa.Array:
     time = part.time
     unit = max((_UNIT_OF[letter] for letter in _DIRECTIVE.findall(time)), key=_UNITS.index)
     moments = array.cast(pa.timestamp("s")) if pt.is_date(kind) else array
+    far = outside(array)
+    if far is not None:
+        moments = pc.if_else(far, pa.scalar(None, moments.type), moments)
     if pt.is_timestamp(kind) and kind.tz is not None:
-        moments = array.cast(pa.timestamp(kind.unit, "UTC")).cast(pa.timestamp(kind.unit))
+        moments = moments.cast(pa.timestamp(kind.unit, "UTC")).cast(pa.timestamp(kind.unit))
     # Rounded first, so that few different moments are left: writing one takes far longer than rounding it.
     floored = pc.floor_temporal(moments, unit=unit).cast(pa.timestamp("s"))
     return _by_value(floored, lambda values: pc.strftime(values, format=time), _UNSAFE_IN_TIME)
@@ -163,6 +168,19 @@ def escaped(text: str, unsafe: str = _UNSAFE) -> str:
     if not text.strip("."):
         return text.replace(".", "%2E")
     return re.sub(unsafe, lambda found: f"%{ord(found[0]):02X}", text)
+
+
+def beyond(data: pa.RecordBatch, parts: Sequence[Part]) -> pa.StringArray | None:
+    """For each row the column, and its time that no path can tell because of the year, or null; None if all can."""
+    found = []
+    for column in dict.fromkeys(part.column for part in parts if part.column is not None and part.time is not None):
+        held = value_at(data, column)
+        if held is None or not is_moment((array := plain_values(held)).type):
+            continue  # `paths` refuses it
+        if (far := outside(array)) is not None:
+            texts = to_text(pc.if_else(far, array, pa.scalar(None, array.type)))
+            found.append(pc.binary_join_element_wise(f"{column!r} is", texts, " "))
+    return pc.coalesce(*found) if found else None
 
 
 def too_long(made: pa.StringArray) -> pa.BooleanArray | None:

@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from conveyord import __version__
-from conveyord.core.errors import ConfigError, Refused
+from conveyord.core.errors import ConfigError, ConveyordError, Refused
 from conveyord.core.flow.positions import Partition, Positions
 from conveyord.core.pipeline.graph import Edge, Pipeline
 from conveyord.core.pipeline.optimiser import PlanEdge, canonical
@@ -23,10 +23,11 @@ from conveyord.engine.copies import DeadLetterCopies
 from conveyord.engine.dead_lettering import LetterBox, now_micros
 from conveyord.engine.gate import Gate
 from conveyord.engine.graph import Graph, Link, Node
-from conveyord.engine.leftovers import Lacks, copied_to, drop_unread, followed
+from conveyord.engine.leftovers import Lacks, Standing, copied_to, followed
 from conveyord.engine.outlet import TrackedOutlet
 from conveyord.engine.plan import Assembly, RunSettings, assemble, keeps_provenance
 from conveyord.engine.registry import Registry
+from conveyord.engine.rereading import Rereading
 from conveyord.engine.routing import Exit
 from conveyord.engine.summary import RunProgress
 from conveyord.storage.dead_letters.store import DeadLetterStore
@@ -35,6 +36,9 @@ from conveyord.storage.spill.names import queue_directory
 from conveyord.storage.spill.queue import SpillQueue
 
 log = structlog.get_logger(__name__)
+
+Held = dict[int, Positions | None]
+"""What each sink holds, by node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,19 @@ class Prepared:
     graph: Graph
     assembly: Assembly
     box: LetterBox
+    rereading: Rereading
+
+    async def finish(self) -> None:
+        """Let go of the letters that nobody needs any more, after a run in which nothing failed. See `Rereading`.
+
+        If that fails, the next run or replay does it.
+        """
+        outlets = [node.outlet for node in self.graph.nodes if node.outlet is not None]
+        if all(outlet.is_settled for outlet in outlets):
+            try:
+                await self.rereading.end()
+            except ConveyordError as error:
+                log.warning("dead letters of records that were read again are listed still", reason=str(error))
 
     def nodes_of(self, pipeline: str) -> list[Node]:
         """The nodes of one pipeline; what runs beside it is left out."""
@@ -77,19 +94,63 @@ async def open_letters(settings: RunSettings, limits: Limits, stack: AsyncExitSt
     return LetterBox(store, settings.threads)
 
 
-async def open_sinks(assembly: Assembly, stack: AsyncExitStack) -> dict[int, Positions | None]:
+async def open_sinks(assembly: Assembly, stack: AsyncExitStack, held: Held | None = None) -> Held:
     """Open every sink. Returns what each holds, by node, under its pipeline's own names. Closed with `stack`.
 
-    Raises Refused and ConfigError for sinks and sources that do not fit together.
+    held: where to put that, also if a sink raises. Raises Refused and ConfigError for sinks and sources that do not
+    fit together.
     """
+    held = {} if held is None else held
     _check_destinations(assembly)
-    held = {}
     for number, operator in assembly.operators.items():
         stack.push_async_callback(operator.close)
         if isinstance(operator, Sink):
             held[number] = await operator.open()
     _check_sources(assembly, held)
     return held
+
+
+async def _adopt(
+    former: str, pipelines: Sequence[Pipeline], box: LetterBox, assembly: Assembly, stack: AsyncExitStack
+) -> Held:
+    """Take over the letters of `former`, and open the sinks, which do so with its positions. See `open_sinks`.
+
+    Letters come first: if this is cut short, a sink without positions refuses to go on or reads everything, and
+    the run is started with `--adopt` once more. Nobody would notice letters that were left under the former name.
+    So where there were letters and no sink had anything to take over, they are those of another pipeline.
+    """
+    taken = {one.identity: await box.ask(box.store.take_over, former, one.identity) for one in pipelines}
+    held: Held = {}
+    failure: ConveyordError | None = None
+    try:
+        await open_sinks(assembly, stack, held)
+    except ConveyordError as error:
+        failure = error
+    took_over = _took_over(assembly, held)
+    if failure is None and took_over is False and any(taken.values()):
+        failure = Refused(
+            f"{pipelines[0].identity}: every sink holds positions of its own, and none of {former}, whose dead letters "
+            "were left to it; run without --adopt, or give the name that this pipeline had before"
+        )
+    elif failure is None or took_over or (took_over is None and any(held.values())):
+        for identity, letters in taken.items():
+            if letters:
+                log.info("dead letters were taken over", pipeline=identity, former=former, letters=len(letters))
+        if failure is None:
+            return held
+        raise failure
+    for identity, letters in taken.items():  # no sink took anything over, and perhaps the name was wrong
+        await box.ask(partial(box.store.take_over, identity, former, only=letters))
+    raise failure
+
+
+def _took_over(assembly: Assembly, held: Held) -> bool | None:
+    """Whether a sink that was opened took positions of a former name over; None if that cannot be told."""
+    sinks = [operator for number, operator in assembly.operators.items() if held.get(number) is not None]
+    told = [sink.took_over for sink in sinks if isinstance(sink, Sink)]
+    if any(told):
+        return True
+    return None if not told or None in told else False
 
 
 async def prepare(
@@ -107,7 +168,10 @@ async def prepare(
     # Also without `dlq`: an earlier definition may have left letters of records that are read again.
     box = await open_letters(settings, limits, stack)
     assembly = assemble(pipelines, registry, settings, box)
-    held = await open_sinks(assembly, stack)
+    if settings.adopt_from is None:
+        held = await open_sinks(assembly, stack)
+    else:
+        held = await _adopt(settings.adopt_from, pipelines, box, assembly, stack)
     budget = SpillBudget(limits.spill_bytes)
     queues = {
         edge: await trio.to_thread.run_sync(_open_queue, assembly, settings, edge, budget)
@@ -115,21 +179,19 @@ async def prepare(
         if edge.edge.on_slow == "spill"
     }
     reached = await trio.to_thread.run_sync(_reached, assembly, held, queues)
+    rereading = Rereading(box)
     for pipeline in pipelines:
-        own = _held_by(assembly, held, pipeline)
-        lacks = Lacks(pipeline, own, _held_by(assembly, reached, pipeline))
+        standings = standings_of(assembly, pipeline, held, reached)
+        lacks = Lacks(pipeline, standings)
         box.admissions[pipeline.identity] = lacks.admit
-        dropped = await trio.to_thread.run_sync(
-            partial(drop_unread, box.store, pipeline, lacks, copied_to=copied_to(pipeline, own))
-        )
-        if dropped:
-            log.info("records of dead letters are read again", pipeline=pipeline.identity, letters=dropped)
-    nodes = [_node(assembly, number, held, reached, progress) for number in assembly.operators]
+        names = {own: run for run, own in assembly.names[pipeline.identity].items()}
+        await rereading.begin(pipeline, lacks, names=names, copied_to=copied_to(pipeline, standings))
+    nodes = [_node(assembly, number, held, reached, progress, rereading) for number in assembly.operators]
     links = [Link(edge.source, edge.target, assembly.exits[edge], queues.get(edge)) for edge in assembly.plan.edges]
     beside: list[Node] = []
     for pipeline in pipelines:
         _add_copies(nodes, links, beside, assembly, pipeline, held, box, settings)
-    return Prepared(Graph((*beside, *nodes), tuple(links)), assembly, box)
+    return Prepared(Graph((*beside, *nodes), tuple(links)), assembly, box, rereading)
 
 
 def _node(
@@ -138,11 +200,12 @@ def _node(
     held: Mapping[int, Positions | None],
     reached: Mapping[int, Positions | None],
     progress: Mapping[str, RunProgress],
+    rereading: Rereading,
 ) -> Node:
     plan_node, operator = assembly.plan.nodes[number], assembly.operators[number]
     members = frozenset(plan_node.pipelines)
     if plan_node.stage.kind == "source":
-        outlet = TrackedOutlet([progress[identity] for identity in plan_node.pipelines])
+        outlet = TrackedOutlet([progress[identity] for identity in plan_node.pipelines], rereading.sent)
         return Node(number, operator, members, outlet=outlet, fences=_fences(assembly, number, reached))
     if plan_node.stage.kind == "sink":
         (pipeline,) = plan_node.pipelines
@@ -205,14 +268,28 @@ def _check_sources(assembly: Assembly, held: Mapping[int, Positions | None]) -> 
             )
 
 
-def _held_by(
-    assembly: Assembly, held: Mapping[int, Positions | None], pipeline: Pipeline
-) -> dict[str, Positions | None]:
-    """What each sink of a pipeline holds, by its name, under the pipeline's own names of sources."""
-    return {
-        stage.name: held[assembly.plan.node_of(pipeline.identity, stage.name).number]
-        for stage in pipeline.of_kind("sink")
-    }
+def standings_of(
+    assembly: Assembly,
+    pipeline: Pipeline,
+    held: Mapping[int, Positions | None],
+    reached: Mapping[int, Positions | None] | None = None,
+) -> dict[str, Standing]:
+    """How far each sink of a pipeline is, by its name, under the pipeline's own names of sources.
+
+    held, reached: by node; see `Standing`.
+    """
+    found = {}
+    for stage in pipeline.of_kind("sink"):
+        number = assembly.plan.node_of(pipeline.identity, stage.name).number
+        operator = assembly.operators[number]
+        assert isinstance(operator, Sink)
+        found[stage.name] = Standing(
+            operator.destination or stage.name,
+            held[number],
+            None if reached is None else reached[number],
+            share_of=operator.share_of,
+        )
+    return found
 
 
 def _open_queue(assembly: Assembly, settings: RunSettings, edge: PlanEdge, budget: SpillBudget) -> SpillQueue:

@@ -17,6 +17,9 @@ _NAMED_SECRET = re.compile(
     r"""(?P<value>"[^"]*"?|'[^']*'?|[^\s,}\]"'][^,}\]]*)""",
     re.IGNORECASE,
 )
+_ADDRESS = re.compile(r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]*://[^\s\"']*", re.IGNORECASE)
+_USER_OF_ADDRESS = re.compile(r"(?<=://)(?P<value>.*)@")
+_QUERY_OF_ADDRESS = re.compile(r"[?&;][^?=&;#]*=(?P<value>[^&;#]+)")
 _HARMLESS = (MASK, "env:", "file:", "'env:", '"env:', "'file:", '"file:', "${", '"${', "{", "[", "*", "&", "|", ">")
 _BOLD, _RED, _DIM, _RESET = "\x1b[1m", "\x1b[31m", "\x1b[2m", "\x1b[0m"
 
@@ -59,11 +62,27 @@ class Problem:
         return replace(self, source_line=self.source_line[:start] + MASK + self.source_line[end:], caret=caret)
 
     def without_named_secrets(self) -> Problem:
-        """Itself with what follows a key such as `password` hidden, in case no operator has said it is a secret."""
-        problem = self
-        for match in reversed(list(_NAMED_SECRET.finditer(self.source_line))):
+        """Itself with what may be a secret hidden although no operator has said it is one.
+
+        That is what follows a key such as `password`, and in an address the user and the values of its query.
+        """
+        problem = self._without_secrets_of_addresses()
+        for match in reversed(list(_NAMED_SECRET.finditer(problem.source_line))):
             if not match["value"].startswith(_HARMLESS):
                 problem = problem.masked(match.start("value"), match.end("value"))
+        return problem
+
+    def _without_secrets_of_addresses(self) -> Problem:
+        problem = self
+        for address in reversed(list(_ADDRESS.finditer(self.source_line))):
+            user = _USER_OF_ADDRESS.search(address[0])
+            query = _QUERY_OF_ADDRESS.finditer(address[0], 0 if user is None else user.end())
+            found = [*([] if user is None else [user]), *query]
+            for match in reversed(found):
+                if match["value"] != MASK:
+                    problem = problem.masked(
+                        address.start() + match.start("value"), address.start() + match.end("value")
+                    )
         return problem
 
 

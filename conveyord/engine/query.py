@@ -2,8 +2,9 @@
 
 Tables are found while the query is planned, so only those it mentions are opened. Each is read by
 pyiceberg's table provider: projections and filters reach the Parquet files, and fields are matched
-by id, so that evolved, renamed and re-partitioned tables read right. Results are streamed. `namespace.table$schemas`
-is the history of a table's schema.
+by id, so that evolved, renamed and re-partitioned tables read right. What it cannot read pyiceberg reads, into memory:
+columns whose nested fields changed. Sorts and groups that outgrow the memory pool go to the temporary directory.
+Results are streamed. `namespace.table$schemas` is the history of a table's schema.
 """
 
 from __future__ import annotations
@@ -16,20 +17,26 @@ from typing import Any
 import pyarrow as pa
 
 from conveyord.core.errors import BatchError, ConfigError, ConveyordError, Corrupt
-from conveyord.storage.lake.reading import RESERVED, LakeReader, loaded
+from conveyord.core.units import format_bytes
+from conveyord.engine.sql import MEMORY_BYTES_MAX, OUT_OF_MEMORY, Panicked, PanicsRaised, check_size
+from conveyord.storage.lake.reading import LakeReader, loaded, only_pyiceberg_reads
 from conveyord.storage.lake.schema_history import history
 
 HISTORY = "$schemas"
 """What follows a table's name to make it the name of its schema's history. No table that we create is called so."""
 
-_WANTS_RESERVED = re.compile(rf"\b{RESERVED}\b|(?:\bselect|\bdistinct|,|\.)\s*\*", re.IGNORECASE)
-"""A query that may ask for the reserved column: by its name, or by a star that stands for all columns."""
+_STAR = re.compile(r"(?:\bselect|\bdistinct|,|\.)\s*\*", re.IGNORECASE)
+"""A star that stands for all columns."""
 
 _MISSING = re.compile(r"table '(?:[^'.]+\.)?([^']+)' not found|failed to resolve schema: (\S+)")
 
 _MISSING_FILE = re.compile(
     r"NotFound \([a-z]+\) at [a-z]+, context: \{ service: (\w+), path: (.+?)(?:, range: [^}]*)? \}"
 )
+
+_OPTIMIZER = re.compile(r"Optimizer rule '[^']*' failed\s+caused by\s+")
+
+_PANIC = re.compile(r'JoinError::Panic\(.*?, "((?:[^"\\]|\\.)*)"', re.DOTALL)
 
 _PARSER = re.compile(r'ParserError\("(.*)"\)', re.DOTALL)
 
@@ -49,25 +56,31 @@ def run_query(sql: str, lake: LakeReader, *, limit: int | None) -> QueryResult:
     """Plan `sql`, one SELECT or EXPLAIN, and start it. Blocking.
 
     Names are case-sensitive and written `namespace.table`. At most `limit` rows are returned.
-    Raises ConfigError if the SQL is wrong, writes anything, or names a table that does not exist.
+    Raises ConfigError if the SQL is wrong or too large, writes anything, or names a table that does not exist.
     """
-    from datafusion import SessionConfig, SessionContext, SQLOptions
+    from datafusion import RuntimeEnvBuilder, SessionConfig, SessionContext, SQLOptions
 
-    tables = _tables_of(lake, wants_reserved=bool(_WANTS_RESERVED.search(sql)))
+    check_size(sql, setting="the query")
+    tables = _tables_of(lake, sql)
     settings = SessionConfig(
         {
             "datafusion.sql_parser.enable_ident_normalization": "false",
             "datafusion.catalog.information_schema": "true",
+            # What is spilled plain stays mapped while it is read back, and memory grows with the result.
+            "datafusion.execution.spill_compression": "lz4_frame",
         }
     ).with_default_catalog_and_schema(lake.name, "public")
-    context = SessionContext(settings.with_create_default_catalog_and_schema(False))
+    # Fair, because several partitions sort at a time: the first to come would leave the others nothing to spill with.
+    runtime = RuntimeEnvBuilder().with_disk_manager_os().with_fair_spill_pool(MEMORY_BYTES_MAX)
+    context = SessionContext(settings.with_create_default_catalog_and_schema(False), runtime)
     context.register_catalog_provider(lake.name, tables)
     read_only = SQLOptions().with_allow_ddl(False).with_allow_dml(False).with_allow_statements(False)
     try:
         frame = context.sql_with_options(sql, read_only)
-        if limit is not None and not str(frame.logical_plan()).startswith("Explain"):
+        if limit is not None and not str(frame.logical_plan()).startswith(("Explain", "Analyze")):
             frame = frame.limit(limit)
-        stream = frame.execute_stream()
+        with PanicsRaised():
+            stream = frame.execute_stream()
     except Exception as error:  # DataFusion's bindings raise bare Exception for every kind of failure
         raise _planning_error(error, lake, tables.failures) from error
     return QueryResult(frame.schema(), _batches(stream))
@@ -75,9 +88,15 @@ def run_query(sql: str, lake: LakeReader, *, limit: int | None) -> QueryResult:
 
 def _batches(stream: Any) -> Iterator[pa.RecordBatch]:
     try:
-        for batch in stream:
-            yield batch.to_pyarrow()
+        with PanicsRaised():
+            for batch in stream:
+                yield batch.to_pyarrow()
     except Exception as error:  # as above
+        if OUT_OF_MEMORY in str(error):
+            raise BatchError(
+                f"the query needs more than {format_bytes(MEMORY_BYTES_MAX)} of memory: read fewer rows or columns, "
+                f"and join the larger table to the smaller one ({_first_line(error)})"
+            ) from error
         if (missing := _MISSING_FILE.search(str(error))) is not None:
             path = f"/{missing[2]}" if missing[1] == "fs" else missing[2]
             raise Corrupt(
@@ -87,6 +106,11 @@ def _batches(stream: Any) -> Iterator[pa.RecordBatch]:
         text = _first_line(error)
         if text.startswith("FFI error"):  # what the table provider met; its innermost cause comes last
             reason = text.rpartition("source: ")[2] or text
+            if "StructArray fields" in reason:  # a way of naming all columns that `_wants` does not know
+                raise BatchError(
+                    "a table could not be read: the fields within one of its columns changed, and data files differ; "
+                    "name its columns in the query"
+                ) from error
             raise BatchError(
                 f"a table could not be read: {reason}; conveyord audit TABLE names each data file that is damaged"
             ) from error
@@ -111,11 +135,14 @@ class _Readable:
         return provider.__datafusion_table_provider__(session)
 
 
-def _tables_of(lake: LakeReader, *, wants_reserved: bool) -> Any:
-    """A DataFusion catalog provider over `lake`, with the exceptions that opening a table raised.
+def _wants(sql: str, columns: list[str]) -> bool:
+    """Whether `sql` may ask for one of `columns`: by its name, or by a star."""
+    names = "|".join(re.escape(name) for name in columns)
+    return bool(columns) and bool(_STAR.search(sql) or re.search(rf"(?<!\w)(?:{names})(?!\w)", sql, re.IGNORECASE))
 
-    wants_reserved: the query may ask for the column that only pyiceberg reads.
-    """
+
+def _tables_of(lake: LakeReader, sql: str) -> Any:
+    """A DataFusion catalog provider over `lake`, for `sql`, with the exceptions that opening a table raised."""
     from datafusion.catalog import CatalogProvider, SchemaProvider, Table
 
     failures: list[Exception] = []
@@ -135,8 +162,8 @@ def _tables_of(lake: LakeReader, *, wants_reserved: bool) -> Any:
                 found = lake.table_or_none((*self._name.split("."), name))
                 if found is None:
                     return self._history(name)
-                held = any(field.name == RESERVED for field in found.schema().fields)
-                return Table(loaded(found) if held and wants_reserved else _Readable(found))
+                special = only_pyiceberg_reads(found)
+                return Table(loaded(found, special) if _wants(sql, special) else _Readable(found))
             except Exception as error:  # DataFusion would keep only its text; it is raised again below
                 failures.append(error)
                 raise
@@ -200,6 +227,9 @@ def _planning_error(error: Exception, lake: LakeReader, failures: list[Exception
 def _first_line(error: Exception) -> str:
     """DataFusion's message without its prefixes and backtraces."""
     text = str(error).split("\nbacktrace:", 1)[0].strip().split("\n\n", 1)[0]
+    if (panic := _PANIC.search(str(error))) is not None:
+        return str(Panicked(panic[1]))
+    text = _OPTIMIZER.sub("", text)
     for prefix in (
         "DataFusion error: ",
         "Error during planning: ",

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from conveyord.core.errors import ConfigError
 from conveyord.core.units import parse_bytes, parse_seconds
 from conveyord.engine.contracts import Operator, Sink
-from conveyord.engine.model_keys import keys_of
+from conveyord.engine.model_keys import NEEDED, Instead, keys_of
 from conveyord.engine.registry import Kind, Registry
 from conveyord.engine.secrets import Secret
 
@@ -43,7 +43,8 @@ class Option:
 
     key: dotted where it lies in a group, such as `commit.rows`. type: for people. default: as it would
     be written in a definition (`8MiB`, `60s`), None also where `required`. examples: what the author
-    of the operator gave. aliases: other keys that mean the same.
+    of the operator gave. aliases: other keys that mean the same. instead: keys of options beside one of which a
+    required option may be left out.
     """
 
     key: str
@@ -53,6 +54,7 @@ class Option:
     description: str
     examples: tuple[Any, ...] = ()
     aliases: tuple[str, ...] = ()
+    instead: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """This option as `conveyord plugins -o json` shows it."""
@@ -63,6 +65,7 @@ class Option:
             "default": self.default,
             "description": self.description,
             "aliases": list(self.aliases),
+            "instead": list(self.instead),
         }
 
 
@@ -160,11 +163,12 @@ def options_of(model: type[BaseModel], prefix: str = "") -> Iterator[Option]:
         yield Option(
             key=key,
             type=unit_of(field) or _type(field.annotation),
-            required=field.is_required(),
+            required=field.is_required() or NEEDED in field.metadata,
             default=written_default(field),
             description=field.description or "",
             examples=tuple(field.examples or ()),
             aliases=tuple(others),
+            instead=tuple(key for part in field.metadata if isinstance(part, Instead) for key in part.keys),
         )
 
 
@@ -178,8 +182,12 @@ def group_of(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def unit_of(field: FieldInfo) -> str | None:
-    """`size` or `duration` for a field that takes suffixes."""
-    parsers = [getattr(part, "func", None) for part in field.metadata]
+    """`size` or `duration` for a field that takes suffixes, or none at all."""
+    parts = list(field.metadata)
+    if get_origin(field.annotation) in (Union, types.UnionType):
+        for choice in get_args(field.annotation):
+            parts += get_args(choice)[1:] if get_origin(choice) is Annotated else ()
+    parsers = [getattr(part, "func", None) for part in parts]
     return "size" if parse_bytes in parsers else "duration" if parse_seconds in parsers else None
 
 

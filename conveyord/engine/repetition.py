@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import ceil
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from conveyord.core.errors import BatchError, ConfigError
 from conveyord.engine.schema.lists import Elements
 from conveyord.engine.schema.types import is_bytes, is_list, is_text
 
 ROW_BYTES_MAX = 64 * 1024 * 1024  # of all that one row becomes: a long text beside a long list would fill the memory
+BATCH_BYTES_MAX = 256 * 1024 * 1024  # of all that one batch becomes, of which some are under way at a time
 _FIXED_BYTES = 8  # of a value of fixed width, at most nearly always
 
 
@@ -50,15 +54,44 @@ class Repetition:
         return cls(row_of, place, elements.values.take(index))
 
 
-def oversized(data: pa.RecordBatch, lists: pa.Array) -> pa.BooleanArray | None:
-    """The rows of `data` of which repetition would make more than `ROW_BYTES_MAX`; None if there are none."""
-    lengths = pc.fill_null(Elements.of(lists).lengths, 0)
-    longest = pc.max(lengths).as_py() or 0
-    if longest * (data.nbytes + _FIXED_BYTES) <= ROW_BYTES_MAX:
+def repeated_bytes(columns: Sequence[pa.Array], counts: pa.Array) -> pa.DoubleArray | None:
+    """About how many bytes each row takes once its values in `columns` come `counts` times.
+
+    None if all of them together take no more than `ROW_BYTES_MAX`, so that nothing needs to be looked at.
+    """
+    longest = pc.max(counts).as_py() or 0
+    fixed = _FIXED_BYTES * len(counts) * (len(columns) + 1)
+    if longest * (sum(column.nbytes for column in columns) + fixed) <= ROW_BYTES_MAX:
         return None
-    sizes = reduce(pc.add, [_bytes_of(column) for column in data.columns], _repeated(_FIXED_BYTES, len(lists)))
-    bad = pc.greater(pc.multiply(sizes.cast(pa.float64()), lengths), ROW_BYTES_MAX)
-    return bad if bad.true_count else None
+    sizes = reduce(pc.add, [_bytes_of(column) for column in columns], _repeated(_FIXED_BYTES, len(counts)))
+    return pc.multiply(sizes.cast(pa.float64()), counts)
+
+
+def oversized(sizes: pa.DoubleArray, *, what: str) -> pa.BooleanArray:
+    """Which rows would take more than `ROW_BYTES_MAX` each, by their `repeated_bytes`.
+
+    what: the stage, for the message. Raises ConfigError if all others together would still take more than
+    `BATCH_BYTES_MAX`: no row is at fault then, and parts of the batch would have to be put together again.
+    """
+    bad = pc.greater(sizes, ROW_BYTES_MAX)
+    good = sizes.filter(pc.invert(bad))
+    total = pc.sum(good).as_py() or 0.0
+    if total > BATCH_BYTES_MAX:
+        raise ConfigError(
+            f"{what}: {len(good)} rows of one batch would become about {_mib(total)} MiB, and a batch has at most "
+            f"{_mib(BATCH_BYTES_MAX)} MiB; project what is long away before, or lower block_bytes or batch_rows of the "
+            f"source to 1/{ceil(total / BATCH_BYTES_MAX)} of what they are"
+        )
+    return bad
+
+
+def row_problem(what: str) -> BatchError:
+    """What is said of a row that is `oversized`."""
+    return BatchError(f"{what}: the row would become more than {ROW_BYTES_MAX} bytes; project what is long away before")
+
+
+def _mib(size_bytes: float) -> int:
+    return round(size_bytes / 1024**2)
 
 
 def _bytes_of(array: pa.Array) -> pa.Array:

@@ -1,15 +1,16 @@
 """Dead letters once more through the current pipeline, without ever doubling a row.
 
-A letter goes on where it failed: its row enters the stage it had arrived at, and only the sinks that lack
-it see it; the others have had their share of the record. Letters get sequence numbers, and a sink's fence
-holds the last one it has, in the commit that adds their rows, so a replay that is killed is taken up by the
-next one. Letters of one stage for the same sinks are a *lane*: queued, sent and settled before the next.
+A letter goes on where it failed: its row enters the stage it had arrived at, once for each sink that lacks it, and
+only the stages on the way to that sink see it. Letters of one stage for one sink are a *lane*. They get sequence
+numbers, and the sink's fence holds the last one it has, in the commit that adds their rows, so a replay that is
+killed is taken up by the next one. Sinks know nothing of one another: one that is away, or whose table is another
+one, holds up nobody.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,46 +18,62 @@ from functools import partial
 import trio
 
 from conveyord.core.errors import ConveyordError
-from conveyord.core.flow.positions import Positions
+from conveyord.core.flow.dead_letters import KEEPS_NONE, LetterKey
+from conveyord.core.flow.positions import Partition, Position, Positions
 from conveyord.core.pipeline.graph import MAIN, DeadLetterPolicy, Edge, Pipeline
-from conveyord.engine.contracts import Sink, Source
+from conveyord.engine.contracts import Source
 from conveyord.engine.copies import SOURCE
 from conveyord.engine.dead_lettering import LetterBox, now_micros
 from conveyord.engine.gate import Gate
 from conveyord.engine.graph import Graph, Link, Node, run_graph
-from conveyord.engine.lanes import Lane, LaneLetters, QueuedLetters, Shut
-from conveyord.engine.leftovers import Lacks, copied_to, point_of
+from conveyord.engine.lanes import Discard, QueuedLetters, partition_of
+from conveyord.engine.leftovers import Lacks, Point, Standing, copied_to, let_go_of_arrived, point_of
 from conveyord.engine.local_run import RunRequest
 from conveyord.engine.outlet import TrackedOutlet
 from conveyord.engine.plan import Assembly, assemble, keeps_provenance
-from conveyord.engine.preparation import open_letters
+from conveyord.engine.preparation import open_letters, open_sinks, standings_of
 from conveyord.engine.registry import Registry
 from conveyord.engine.routing import Exit
-from conveyord.storage.dead_letters.letters import Selection, StoredLetter
+from conveyord.storage.dead_letters.letters import Claim, Lane, Selection, StoredLetter
 from conveyord.storage.locks import owned
 
 SOURCE_NUMBER = -1
-"""The queue's number in the graph: no stage of a plan has it."""
+"""The queue's number in the graph: no stage of a plan has one below zero."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ReplayReport:
     """What became of the letters of one pipeline.
 
-    replayed: their rows are where they belong. failed_again: still dead letters, perhaps of a later stage.
+    replayed: all their rows are where they belong. failed_again: still dead letters, perhaps of a later stage.
     waiting: a sink has not passed their record yet, so a normal run must come first. absent: how many wait for a
-    stage or a sink that the definition does not have, by its name. behind: how many must not pass queued ones of
-    their stage that wait so. unusable: their content is damaged or was never kept. error: why the replay ended
-    early; the next goes on.
+    stage or a sink that the definition does not have, by its name; other sinks may have got them. unusable: their
+    content is damaged or was never kept. held_back: they are what became of letters that were damaged since, which
+    come first once they are mended. error: why the replay ended early; the next goes on.
     """
 
     pipeline: str
     replayed: int = 0
     failed_again: int = 0
     waiting: int = 0
-    absent: Counter[str] = field(default_factory=Counter)
-    behind: int = 0
+    absent: Mapping[str, int] = field(default_factory=dict)
     unusable: int = 0
+    held_back: int = 0
+    error: ConveyordError | None = None
+    stage: str | None = None
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What became of letters so far, by their ids, or by the keys under which they failed again."""
+
+    settled: set[int] = field(default_factory=set)
+    failed: set[LetterKey] = field(default_factory=set)
+    failed_ids: set[int] = field(default_factory=set)
+    waiting: set[int] = field(default_factory=set)
+    absent: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    unusable: set[int] = field(default_factory=set)
+    held_back: set[int] = field(default_factory=set)
     error: ConveyordError | None = None
     stage: str | None = None
 
@@ -66,7 +83,7 @@ class _Session:
     """The operators of one pipeline with its sinks open, good for one run."""
 
     assembly: Assembly
-    held: Mapping[str, Positions | None]
+    standings: Mapping[str, Standing]
 
 
 class _Replaying:
@@ -79,177 +96,195 @@ class _Replaying:
         self._registry = registry
         self._settings = request.settings()
         self._box = box
-        self._highest = 0  # sequence number that a sink holds
-        self._blocked: set[str] = set()  # stages with letters that are queued and have to wait: none may pass them
-        self.report = ReplayReport(pipeline.identity)
+        self._outcome = _Outcome()
+        self._held_up: set[Lane] = set()
 
-    async def run(self, selection: Selection, drain: trio.Event) -> None:
+    async def run(self, selection: Selection, drain: trio.Event) -> ReplayReport:
         """What an earlier replay left first, then what is selected, lane by lane."""
         identity = self._pipeline.identity
-        for lane in await self._left():
-            await self._send(lane, drain)
-            if self.report.error is not None or drain.is_set():
-                return
-        for lane, ids in (await self._chosen(selection)).items():
-            queue = partial(self._box.store.queue_replay, identity, Selection(ids=tuple(ids)), above=self._highest)
-            await self._box.ask(queue)
-            await self._send(lane, drain)
-            if self.report.error is not None or drain.is_set():
-                return
-
-    async def count_absent(self, selection: Selection) -> None:
-        """Count the letters that are left because the definition has no place for them."""
         async with AsyncExitStack() as stack:
-            lacks = Lacks(self._pipeline, (await self._open(stack)).held)
+            standings = (await self._open(stack)).standings
+        lacks = Lacks(self._pipeline, standings)
+        copied = copied_to(self._pipeline, standings)
+        await self._box.ask(partial(let_go_of_arrived, self._box.store, self._pipeline, lacks, copied_to=copied))
+        for lane in await self._box.ask(self._left, lacks):
+            if not await self._send(lane, drain):
+                return await self._report()
+        for lane, claims in (await self._box.ask(self._chosen, lacks, selection)).items():
+            await self._box.ask(partial(self._box.store.queue, identity, claims, above=_highest(standings)))
+            if not await self._send(lane, drain):
+                break
+        return await self._report()
 
-        def count() -> None:
-            for stored in self._box.store.select(replace(selection, pipeline=self._pipeline.identity), payloads=False):
-                self.report.absent.update(lacks.absent(stored.letter))
+    def _left(self, lacks: Lacks) -> list[Lane]:
+        """Where letters are queued that an earlier replay did not settle, lowest number first. Blocking.
 
-        await self._box.ask(count)
-
-    async def _left(self) -> list[Lane]:
-        """Where letters are queued that an earlier replay did not settle, lowest number first."""
-        async with AsyncExitStack() as stack:
-            lacks = Lacks(self._pipeline, (await self._open(stack)).held)
-
-        def found() -> list[Lane]:
-            lanes: dict[Lane, int] = {}
-            for stored in self._box.store.select(Selection(pipeline=self._pipeline.identity), payloads=False):
-                if stored.sequence is None:
-                    continue
-                lane = self._lane(stored, lacks)
-                if lane is None:
-                    self._blocked.add(stored.letter.key.stage)
-                else:
-                    lanes[lane] = min(stored.sequence, lanes.get(lane, stored.sequence))
-            return sorted(lanes, key=lambda lane: lanes[lane])
-
-        return await self._box.ask(found)
-
-    def _lane(self, stored: StoredLetter, lacks: Lacks) -> Lane | None:
-        """Where a letter goes on; None if it has to wait for a stage or a sink that is not there.
-
-        A letter goes to all its sinks or to none. If it went to some, numbers of several lanes would interleave once
-        the others are back, and a fence, which is one number, could not tell what a sink has of them.
+        A lane waits if its sink is not past a record in it: the table was emptied, or is not the one that it was. A
+        run takes such letters from the lane, unless the former table is back by then.
         """
-        point, sinks = point_of(stored.letter.key, self._pipeline), lacks.meant(stored.letter)
-        if point is None or sinks is None or lacks.absent(stored.letter):
-            return None
-        return Lane(point, sinks)
-
-    async def _chosen(self, selection: Selection) -> dict[Lane, list[int]]:
-        """The letters that can be replayed, by lane."""
-        wanted = replace(selection, pipeline=self._pipeline.identity)
-        chosen: dict[Lane, list[int]] = {}
-        async with AsyncExitStack() as stack:
-            lacks = Lacks(self._pipeline, (await self._open(stack)).held)
-
-        def sort() -> None:
-            for stored in self._box.store.select(wanted, payloads=False):
-                if stored.state != "dead":
+        lanes: dict[Lane, int] = {}
+        for stored in self._stored():
+            key = stored.letter.key
+            for sink, number in stored.claims.items():
+                if number is None or lacks.absent(key, sink) is not None:
                     continue
-                lane = self._lane(stored, lacks)
-                if lane is None:
-                    continue
-                if stored.letter.key.stage in self._blocked:
-                    self.report.behind += 1
-                elif lacks.past(stored.letter.key, lane.sinks) != lane.sinks:
-                    self.report.waiting += 1
-                else:
-                    chosen.setdefault(lane, []).append(stored.id)
+                lane = Lane(key.pipeline, key.stage, sink)
+                lanes[lane] = min(number, lanes.get(lane, number))
+                if not lacks.is_past(key, sink):
+                    self._held_up.add(lane)
+        return sorted(lanes.keys() - self._held_up, key=lambda lane: lanes[lane])
 
-        await self._box.ask(sort)
+    def _chosen(self, lacks: Lacks, selection: Selection) -> dict[Lane, list[Claim]]:
+        """What can be replayed of the selected letters, by lane; the rest is counted. Blocking."""
+        # What failed in a later stage is forgotten once the letter it came from is sent again. One that was damaged is
+        # taken from its lane, but may be sent again too: it is typed anew, or its file restored.
+        came_from = Selection(ids=tuple({stored.came_from for stored in self._stored(selection)}))
+        origins = list(self._stored(came_from))
+        on_their_way = {
+            Claim(origin.id, sink): origin.letter.key
+            for origin in origins
+            for sink, number in origin.claims.items()
+            if number is not None
+        }
+        perhaps_sent = {Claim(origin.id, sink) for origin in origins for sink in origin.claims}
+        chosen: dict[Lane, list[Claim]] = {}
+        for stored in self._stored(selection):
+            key = stored.letter.key
+            for sink, number in stored.claims.items():
+                before = on_their_way.get(Claim(stored.came_from, sink))
+                lane = Lane(key.pipeline, key.stage, sink)
+                missing = None if before is None else lacks.absent(before, sink)
+                if (missing := missing or lacks.absent(key, sink)) is not None:
+                    self._outcome.absent[missing].add(stored.id)
+                elif before is not None or lane in self._held_up or not lacks.is_past(key, sink):
+                    self._outcome.waiting.add(stored.id)
+                elif Claim(stored.came_from, sink) in perhaps_sent:
+                    self._outcome.held_back.add(stored.id)
+                elif number is None:
+                    chosen.setdefault(lane, []).append(Claim(stored.id, sink))
         return chosen
+
+    def _stored(self, selection: Selection | None = None) -> Iterator[StoredLetter]:
+        wanted = replace(selection or Selection(), pipeline=self._pipeline.identity)
+        return self._box.store.select(wanted, payloads=False)
 
     async def _open(self, stack: AsyncExitStack) -> _Session:
         assembly = assemble([self._pipeline], self._registry, self._settings, self._box)
-        held = {}
-        for node in assembly.plan.nodes:
-            operator = assembly.operators[node.number]
-            if isinstance(operator, Sink):
-                stack.push_async_callback(operator.close)
-                held[node.stage.name] = positions = await operator.open()
-                lanes = {} if positions is None else positions.of_source(SOURCE)
-                # One of that name is no lane: it says how many letters were copied.
-                known = [lane.offset for name, lane in lanes.items() if name != self._pipeline.identity]
-                self._highest = max([self._highest, *known])
-        return _Session(assembly, held)
+        held = await open_sinks(assembly, stack)
+        return _Session(assembly, standings_of(assembly, self._pipeline, held))
 
-    async def _send(self, lane: Lane, drain: trio.Event) -> None:
-        """Send the queued letters of one lane, and settle what every sink of it has."""
-        store, ask, identity = self._box.store, self._box.ask, self._pipeline.identity
+    async def _send(self, lane: Lane, drain: trio.Event) -> bool:
+        """Send the queued letters of one lane, and settle what its sink has. Returns whether to go on with others."""
+        store, ask, outcome = self._box.store, self._box.ask, self._outcome
         async with AsyncExitStack() as stack:
             session = await self._open(stack)
-            lacks = Lacks(self._pipeline, session.held)
-            queued = await ask(self._queued_in, lane, lacks)
-            selection = Selection(ids=tuple(queued))
-            fences = [positions for sink in sorted(lane.sinks) if (positions := session.held[sink]) is not None]
-            done = min((one[lane.partition].offset if lane.partition in one else 0 for one in fences), default=0)
-            settle = partial(store.settle_replays, identity, selection=selection, sinks=lane.sinks)
-            self.report.replayed += await ask(settle, done, now_micros())
-            failing = LaneLetters(lane, lacks, session.held, queued)
-            copied = copied_to(self._pipeline, session.held)
-            await ask(partial(failing.drop_unsent, store, identity, copied_to=copied))
-            self._box.admissions[identity] = failing.admit
-            numbers = {stored.id: stored.sequence for stored in queued.values() if stored.sequence is not None}
-            source, graph = self._graph(lane, session, numbers, tuple(fences))
-            before = self._box.counts[identity]
+            point = point_of(lane.stage, self._pipeline)
+            assert point is not None, "a lane is made where the definition has its stage"
+            # A sink that keeps no positions gets what is queued, and nothing that went before is sent again.
+            waiting = await ask(store.queued, lane, 0, 1)
+            if not waiting:
+                return not drain.is_set()
+            number, stored = waiting[0]
+            origin = stored.letter.key.partition
+            sinks = {name: one for name, one in session.standings.items() if one.claimant(origin) == lane.sink}
+            share = None if lane.sink == KEEPS_NONE else next(iter(sinks.values())).share_of(origin)
+            partition = partition_of(point, share)
+            start_at = Positions({partition: Position(number - 1)})
+            source, graph = self._graph(lane, point, session, sinks, partition, start_at)
+            fence = graph.nodes[0].fences[0]
+            done = fence[partition].offset if partition in fence else 0
+            outcome.settled.update(await ask(store.settle, lane, done, now_micros()))
+            again = await ask(store.untold, lane, partition, done)
+            copied = copied_to(self._pipeline, session.standings)
+            await ask(partial(store.give_up, self._pipeline.identity, again, copied_to=copied))
+            self._box.admissions[self._pipeline.identity] = source.admit
             failures = await run_graph(
                 graph, channel_capacity=self._request.channel_capacity, threads=self._settings.threads, drain=drain
             )
-            self.report.failed_again += self._box.counts[identity] - before
-            self.report.unusable += source.unusable
+        outcome.failed |= source.failed
+        outcome.failed_ids |= source.failed_ids
+        outcome.unusable |= source.unusable
         if failures.all:
-            first = failures.all[0]
-            self.report.error, self.report.stage = first.error, first.stage
-            return
-        settled = await ask(settle, source.sent_up_to, now_micros())
-        self.report.replayed += settled - len(failing.moved)
-
-    def _queued_in(self, lane: Lane, lacks: Lacks) -> dict[int, StoredLetter]:
-        """The queued letters of a lane by id, without what they hold. Blocking."""
-        found = self._box.store.select(Selection(pipeline=self._pipeline.identity), payloads=False)
-        return {stored.id: stored for stored in found if stored.sequence and self._lane(stored, lacks) == lane}
+            outcome.error, outcome.stage = failures.all[0].error, failures.all[0].stage
+            return False
+        outcome.settled.update(await ask(store.settle, lane, source.sent_up_to, now_micros()))
+        return not drain.is_set()
 
     def _graph(
-        self, lane: Lane, session: _Session, numbers: Mapping[int, int], fences: tuple[Positions, ...]
+        self,
+        lane: Lane,
+        point: Point,
+        session: _Session,
+        sinks: Mapping[str, Standing],
+        partition: Partition,
+        start_at: Positions,
     ) -> tuple[QueuedLetters, Graph]:
-        """The part of the pipeline behind the lane's point, with the queue as its source."""
-        plan, members, point = session.assembly.plan, frozenset([self._pipeline.identity]), lane.point
+        """The way from a point of the pipeline to the lane's sinks, with the queue as its source.
+
+        partition: the lane's. start_at: for sinks that keep no positions.
+        """
+        plan, members = session.assembly.plan, frozenset([self._pipeline.identity])
         start = plan.node_of(self._pipeline.identity, point.stage)
         operator = session.assembly.operators[start.number]
         rows_enter = point.output is None and start.stage.kind != "source"
         source = QueuedLetters(
             replace(operator.context, stage=SOURCE),
+            lane=lane,
+            partition=partition,
             reader=operator if isinstance(operator, Source) else None,
-            partition=lane.partition,
             box=self._box,
-            numbers=numbers,
+            copied_to=copied_to(self._pipeline, session.standings),
         )
-        outlet = TrackedOutlet([])
-        fences = fences or (Positions(),)
-        nodes = [Node(SOURCE_NUMBER, source, members, outlet=outlet, fences=fences, output=point.output or MAIN)]
-        links = []
-        if rows_enter:
-            links = [Link(SOURCE_NUMBER, start.number, Exit(Edge(SOURCE, point.stage), members))]
-        reached = self._pipeline.below(point.stage, None if rows_enter else point.output or MAIN)
+        output = point.output or MAIN
+        fences = tuple(one.held for one in sinks.values() if one.held is not None) or (start_at,)
+        reached = self._pipeline.below(point.stage, None if rows_enter else output)
+        on_the_way = {name for name in reached if self._pipeline.below(name) & sinks.keys()}
+        nodes = [Node(SOURCE_NUMBER, source, members, outlet=TrackedOutlet([]), fences=fences, output=output)]
         for node in plan.nodes:
-            if node.stage.name not in reached:
+            name = node.stage.name
+            if name in on_the_way:
+                gate = None
+                if name in sinks:
+                    gate = Gate(name, sinks[name].held, names={}, keeps_provenance=keeps_provenance(node.stage))
+                nodes.append(Node(node.number, session.assembly.operators[node.number], members, gate=gate))
+        links = [Link(SOURCE_NUMBER, start.number, Exit(Edge(SOURCE, point.stage), members))] if rows_enter else []
+        for edge in plan.edges:
+            leaving, target = session.assembly.exits[edge], edge.target
+            if plan.nodes[edge.source].stage.name in on_the_way:
+                above = edge.source
+            elif edge.source == start.number and leaving.edge.output == output:
+                above = SOURCE_NUMBER
+            else:
                 continue
-            gate = None
-            if node.stage.kind == "sink":
-                name, held = node.stage.name, session.held[node.stage.name]
-                kind = Gate if held is None or name in lane.sinks else Shut
-                gate = kind(name, held, names={}, keeps_provenance=keeps_provenance(node.stage))
-            nodes.append(Node(node.number, session.assembly.operators[node.number], members, gate=gate))
-            for edge in plan.edges_to(node.number):
-                leaving = session.assembly.exits[edge]
-                if plan.nodes[edge.source].stage.name in reached:
-                    links.append(Link(edge.source, node.number, leaving))
-                elif edge.source == start.number and leaving.edge.output == (point.output or MAIN):
-                    links.append(Link(SOURCE_NUMBER, node.number, leaving))
+            if leaving.edge.target not in on_the_way:  # it takes its rows all the same, as `otherwise` depends on that
+                target = SOURCE_NUMBER - len(nodes)
+                nodes.append(Node(target, Discard(replace(operator.context, stage=leaving.edge.target)), members))
+            links.append(Link(above, target, leaving))
         return source, Graph(tuple(nodes), tuple(links))
+
+    async def _report(self) -> ReplayReport:
+        outcome = self._outcome
+        arrived = outcome.settled - outcome.failed_ids
+        asked = Selection(ids=tuple(arrived | outcome.held_back))
+        lacking = await self._box.ask(lambda: {stored.id for stored in self._stored(asked)})
+        return ReplayReport(
+            self._pipeline.identity,
+            replayed=len(arrived - lacking),
+            failed_again=len(outcome.failed),
+            waiting=len(outcome.waiting),
+            absent={name: len(ids) for name, ids in outcome.absent.items()},
+            unusable=len(outcome.unusable),
+            held_back=len(outcome.held_back & lacking),
+            error=outcome.error,
+            stage=outcome.stage,
+        )
+
+
+def _highest(standings: Mapping[str, Standing]) -> int:
+    """The highest sequence number that a sink holds."""
+    held = [one.held.of_source(SOURCE) for one in standings.values() if one.held is not None]
+    # One of them says how many letters were copied. Being above that does no harm.
+    return max((lane.offset for lanes in held for lane in lanes.values()), default=0)
 
 
 async def replay(
@@ -264,10 +299,7 @@ async def replay(
         stack.enter_context(owned(request.data_dir))
         box = await open_letters(request.settings(), request.limits, stack)
         for pipeline in request.pipelines:
-            replaying = _Replaying(request, registry, pipeline, box)
-            await replaying.run(selection, drain)
-            await replaying.count_absent(selection)
-            reports.append(replaying.report)
-            if replaying.report.error is not None:
+            reports.append(await _Replaying(request, registry, pipeline, box).run(selection, drain))
+            if reports[-1].error is not None:
                 break
     return reports

@@ -47,6 +47,12 @@ class Router:
                 masks.append(told.get(way))
         return masks
 
+    def joined(self, pieces: Sequence[Masks], data: pa.RecordBatch) -> Masks:
+        """The masks of `data`, whose rows those of `pieces` are, one after the other."""
+        if not pieces:
+            return self.masks(data)
+        return [None if parts[0] is None else pa.concat_arrays(parts) for parts in zip(*pieces, strict=True)]
+
     def untaken(self, masks: Masks) -> dict[str, int]:
         """By pipeline, how many rows none of its edges takes."""
         counts: dict[str, int] = {}

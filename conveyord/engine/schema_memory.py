@@ -17,7 +17,7 @@ import pyarrow as pa
 from conveyord.engine.contracts import OperatorConfig
 
 VERSION = "1"
-NOT_OF_TYPES = ("path", "follow", "poll_every", "on_replaced")
+NOT_OF_TYPES = ("path", "follow", "poll_every", "on_replaced", "registry")
 DIGEST_CHARACTERS = 12  # tells apart the few configurations that one pipeline goes through
 
 

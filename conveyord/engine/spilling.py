@@ -157,7 +157,7 @@ class SpillWay:
         assert read is not None, "what waits was appended"
         number, meta, data = read
         assert number == frame.number, (number, frame)
-        return Batch(data, meta.spans, meta.tally, frame.ack, meta.states, arrived=meta.tally)
+        return Batch(data, meta.spans, meta.tally, frame.ack, meta.states, arrived=meta.tally, unit="offsets")
 
     def finish(self) -> None:
         """Settle what the sinks made durable in the end, and close the queue. Blocking."""

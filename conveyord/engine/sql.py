@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import lru_cache
 from threading import Lock
 from typing import Any
@@ -18,36 +19,61 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from conveyord.core.errors import BatchError, ConfigError
+from conveyord.core.units import format_bytes
 from conveyord.engine.schema.lists import Elements
+from conveyord.engine.sql_calls import repetitions
 
 INPUT_TABLE = "input_data"
 QUERIES_CACHED = 10_000  # texts: a set of generated pipelines repeats the same few
+COLUMNS_GUESSED_MAX = 50  # of one expression whose type is asked for before there are rows; each costs a plan
+TEXT_CHARS_MAX = 100_000  # of a query or an expression: a list of ten thousand values, and planned in about a second
+OPERATORS_MAX = 500  # of one text: each is a level of the plan, which costs its square, and in the end the stack
+MEMORY_BYTES_MAX = 1 << 30  # of what sorts, groups and joins of one batch hold; a batch itself is some megabytes
+COUNT_MAX = 1_000_000  # written into a call of what repeats or pads: beyond it one value may be as large as memory
 BATCH_ROWS_MAX = 1 << 20  # DataFusion cuts its output at this size; larger than any batch of ours
 
+_SUBQUERY_NODE = re.compile(r"^ *Subquery:\s*$", re.MULTILINE)
+_VOLATILE = re.compile(r"\b(?:random|uuid)\"?\s*\(", re.IGNORECASE)
+"""What DataFusion computes anew for every row and every time."""
 _NOT_CODE = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'", re.DOTALL)
 _VOLATILE = re.compile(
     r"\b(now|random|uuid|uuidv4|today|current_date|current_time|current_timestamp|version)\b", re.IGNORECASE
 )
 """DataFusion's functions that are not immutable. A column of such a name only costs the sharing of a stage."""
+_OPERATOR = re.compile(
+    r"[^\w\s(),;\"'.]+|\b(?:and|or|not|is|in|like|ilike|between|similar|union|intersect|except|join|at|case|when|select)\b",
+    re.IGNORECASE,
+)
+"""What joins expressions or tables, of all that may stand in a row in any number without parentheses."""
+_TABLES = re.compile(r"\bfrom\b(?:(?!\b(?:where|group|order|having|limit|select)\b)[^()])*", re.IGNORECASE)
+_QUOTED_NAME = re.compile(r'"(?:[^"]|"")*"')
+OUT_OF_MEMORY = "Resources exhausted"
+"""In what DataFusion says when its pool is used up."""
+_NO_FUNCTION = "Error during planning: Invalid function"
+_NOT_ALIKE = re.compile(r"Invalid function '(\w+)'\.\s*Did you mean '(\w+)'\?")
 _FIRST_WORD = re.compile(r"[\s(]*(\w+)")
 _PREFIXES = re.compile(
     r"(DataFusion error|Error during planning|Schema error|SQL error|Execution error|Arrow error|"
     r"This feature is not implemented|Optimizer rule '\w+' failed|type_coercion|caused by)[:\s]\s*"
 )
+_NO_FIELD = re.compile(r'No field named (?:"((?:[^"]|"")*)"|(\w+))')
 _PARSER_ERROR = re.compile(r'(?:Parser|Tokenizer)Error\("(.*)"\)', re.DOTALL)
 
 
 class BatchQuery:
     """One SELECT, run on batch after batch. Blocking; threads wait for each other."""
 
-    def __init__(self, query: str, *, setting: str) -> None:
+    def __init__(self, query: str, *, setting: str, is_measured: bool = False) -> None:
         """Check `query` as far as that is possible without knowing the columns.
 
-        setting: what the query is called in messages, such as `sql_transform.query`.
+        setting: what the query is called in messages, such as `sql_transform.query`. is_measured: its parts have been
+        through `check_size`, each by itself.
         Raises: ConfigError if it is no single read-only query on `input_data`.
         """
         self._setting = setting
         self._query = query
+        if not is_measured:
+            check_size(query, setting=setting)
         code = code_of(query)
         first = _FIRST_WORD.match(code)
         if first is None or first.group(1).upper() not in ("SELECT", "WITH"):
@@ -90,13 +116,20 @@ class BatchQuery:
 
     def is_row_wise(self, data: pa.RecordBatch) -> bool:
         """Whether each row of the result depends on one row of the input alone, and order is kept."""
-        return set(self._plan_steps(data)) <= {"Projection", "Filter", "SubqueryAlias", "TableScan"}
+        steps = set(self._plan_steps(data))
+        if "Filter" in steps and _VOLATILE.search(code_of(self._query)):
+            return False  # which rows stay is another matter each time
+        return steps <= {"Projection", "Filter", "SubqueryAlias", "TableScan"}
 
     def _plan_steps(self, data: pa.RecordBatch) -> list[str]:
-        """The kinds of the nodes of the logical plan, from the result down to the first with several inputs."""
+        """The kinds of the nodes of the logical plan, from the result down to the first with several inputs.
+
+        `Subquery` stands first if an expression holds one, for those are no inputs of a node.
+        """
         with self._input(data):
             plan = self._plan().logical_plan()
-            names = [type(plan.to_variant()).__name__]
+            names = ["Subquery"] if _SUBQUERY_NODE.search(plan.display_indent()) else []
+            names.append(type(plan.to_variant()).__name__)
             while len(inputs := plan.inputs()) == 1:
                 (plan,) = inputs
                 names.append(type(plan.to_variant()).__name__)
@@ -109,9 +142,33 @@ class BatchQuery:
                 self._context.sql_with_options(self._query, self._options)
             except ValueError as error:
                 message = str(error)
-                never = ("SQL error", "This feature is not implemented", "Error during planning: table ")
+                never = ("SQL error", "This feature is not implemented", "Error during planning: table ", _NO_FUNCTION)
                 if message.startswith(never) or "not supported:" in message:
                     raise ConfigError(f"{self._setting} is refused: {readable(message)}") from None
+
+    def type_over(self, kind: pa.DataType) -> pa.DataType | None:
+        """The type of the result's first column if all columns of the input had type `kind`; None if that is no plan.
+
+        Raises: ConfigError if the query calls a function that there is not.
+        """
+        names: list[str] = []
+        while len(names) < COLUMNS_GUESSED_MAX:
+            empty = pa.RecordBatch.from_arrays([pa.nulls(0, kind) for _ in names], names=names)
+            with self._input(empty):
+                try:
+                    result = self._context.sql_with_options(self._query, self._options).schema()
+                except ValueError as error:
+                    message = str(error)
+                else:
+                    return result.field(0).type
+            if message.startswith(_NO_FUNCTION):
+                raise ConfigError(f"{self._setting} is refused: {readable(message)}")
+            missing = _NO_FIELD.search(message)
+            name = "" if missing is None else missing[2] or missing[1].replace('""', '"')
+            if not name or name in names:
+                return None
+            names.append(name)
+        return None
 
     def _plan(self) -> Any:
         try:
@@ -121,14 +178,21 @@ class BatchQuery:
 
     def _collect(self, frame: Any, columns: pa.Schema) -> list[pa.RecordBatch]:
         try:
-            return list(frame.collect())
+            with PanicsRaised():
+                return list(frame.collect())
         except Exception as error:  # noqa: BLE001 - DataFusion raises nothing more precise
             if self._planned is None or not self._planned.equals(columns):
                 try:
-                    frame.execution_plan()
+                    with PanicsRaised():
+                        frame.execution_plan()
                 except Exception:  # noqa: BLE001 - it does not even plan, so no other rows will do better
                     raise ConfigError(f"{self._setting} cannot work on these rows: {readable(str(error))}") from None
                 self._planned = columns
+            if OUT_OF_MEMORY in str(error):
+                raise BatchError(
+                    f"{self._setting} needs more than {format_bytes(MEMORY_BYTES_MAX)} of memory for one batch: sort, "
+                    f"group or join fewer rows ({readable(str(error))})"
+                ) from None
             raise BatchError(f"{self._setting} failed on a value: {readable(str(error))}") from None
 
     def _result_schema(self, frame: Any, source: pa.Schema) -> pa.Schema:
@@ -161,6 +225,52 @@ class BatchQuery:
             raise BatchError(f"{self._setting} returns more than one batch can hold: {error}") from error
 
 
+class Panicked(Exception):
+    """DataFusion gave up within itself, on a value or a plan. reason: what it says, made for its authors."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"DataFusion cannot compute it ({reason}); look for a number that is far too large")
+
+
+class PanicsRaised:
+    """Raises a panic of DataFusion's within it as `Panicked`, which unlike PyO3's exception is an Exception."""
+
+    def __enter__(self) -> None:
+        """Nothing is to be prepared."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Raise `Panicked` in place of a panic; let everything else pass."""
+        # The class cannot be imported. A session goes on working after it.
+        if kind is not None and kind.__name__ == "PanicException":
+            raise Panicked(str(error)) from None
+
+
+def check_size(text: str, *, setting: str) -> None:
+    """Refuse a query or an expression that DataFusion would plan for minutes, or not survive.
+
+    Raises: ConfigError if `text` is too long, joins too much without parentheses, or repeats something too often.
+    """
+    if len(text) > TEXT_CHARS_MAX:
+        raise ConfigError(
+            f"{setting} has {len(text):,} characters, and {TEXT_CHARS_MAX:,} is the most; keep long lists of values in "
+            "a table, or in the reference of a lookup"
+        )
+    code = _QUOTED_NAME.sub(" ", code_of(text))
+    # A comma between tables joins them; one between columns or values costs nothing.
+    count = sum(1 for _ in _OPERATOR.finditer(code)) + sum(one[0].count(",") for one in _TABLES.finditer(code))
+    if count > OPERATORS_MAX:
+        raise ConfigError(
+            f"{setting} has {count:,} operators, and {OPERATORS_MAX} is the most; spread it over several steps, and "
+            "write x IN (...) for x = ... OR x = ..."
+        )
+    for name, times in repetitions(code):
+        if times > COUNT_MAX:
+            raise ConfigError(
+                f"{setting} calls {name} with {times:,.0f}, and {COUNT_MAX:,} is the most: each value that comes of "
+                "it, and those of all rows of a batch together, must fit memory; ask for fewer"
+            )
+
+
 def code_of(query: str) -> str:
     """`query` with comments and string literals blanked out, for looking at its words."""
     return _NOT_CODE.sub(" ", query)
@@ -169,8 +279,16 @@ def code_of(query: str) -> str:
 def readable(message: str) -> str:
     """One line out of an error of DataFusion's, without its wrappings; its suggestions stay."""
     message = _PARSER_ERROR.sub(r"\1", message)
+    message = _NOT_ALIKE.sub(_unknown_function, message)
     message = _PREFIXES.sub("", message).replace("datafusion.public.", "")
     return " ".join(message.replace('\\"', '"').split())
+
+
+def _unknown_function(match: re.Match[str]) -> str:
+    """What DataFusion says of a function it does not know. Of several equally far off it suggests any."""
+    name, other = match.groups()
+    remedy = f"; did you mean '{other}'?" if get_close_matches(name.lower(), [other]) else ""
+    return f"there is no function '{name}'{remedy}"
 
 
 def _result_type(field: pa.Field, source: pa.Schema) -> pa.DataType:
@@ -235,7 +353,7 @@ def _session() -> tuple[Any, Any]:
         .with_information_schema(False)
         .set("datafusion.sql_parser.enable_ident_normalization", "false")
     )
-    runtime = RuntimeEnvBuilder().with_disk_manager_disabled()
+    runtime = RuntimeEnvBuilder().with_disk_manager_disabled().with_greedy_memory_pool(MEMORY_BYTES_MAX)
     options = SQLOptions().with_allow_ddl(False).with_allow_dml(False).with_allow_statements(False)
     return SessionContext(config, runtime), options
 

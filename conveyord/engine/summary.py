@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from conveyord.core.errors import ConveyordError
 from conveyord.engine.contracts import Delivery, SinkReport
+from conveyord.engine.health import SourceHealth, SourceReport
 
 RunStatus = Literal["succeeded", "drained", "cancelled", "failed"]
 
@@ -32,7 +33,8 @@ class RunProgress:
 
     `bytes_total` is what the sources know they will read, or None. `oldest_uncommitted_seconds` is the
     age of the oldest row that was read and is not yet durable in every sink, or None if there is none.
-    `stage` says in a few words what the run is doing now, such as `reading` or `draining`.
+    `stage` says in a few words what the run is doing now, such as `reading` or `draining`. `sources` has those that
+    keep a health, under the pipeline's own names; several pipelines that share a source have the same one.
     """
 
     pipeline: str = ""
@@ -48,6 +50,7 @@ class RunProgress:
     oldest_uncommitted_seconds: float | None = None
     stage: str = "starting"
     sinks: dict[str, SinkProgress] = field(default_factory=dict)
+    sources: dict[str, SourceHealth] = field(default_factory=dict)
 
     def expects(self, raw_bytes: int | None) -> None:
         """One more source says how much it will read; None if it cannot know, and then nobody can."""
@@ -77,6 +80,7 @@ def total(parts: Sequence[RunProgress]) -> RunProgress:
         oldest_uncommitted_seconds=max(ages, default=None),
         stage=parts[0].stage if parts else "",
         sinks={f"{part.pipeline}.{name}": sink for part in parts for name, sink in part.sinks.items()},
+        sources={f"{part.pipeline}.{name}": source for part in parts for name, source in part.sources.items()},
     )
 
 
@@ -97,7 +101,7 @@ class RunSummary:
     that stages removed or no edge took. skipped: bad records passed over on request. dead_letters: records and
     rows put there in this run. discarded_values: values that sinks left out of committed rows, as the pipeline's
     schema contract says. `seconds` is wall time and `rows_per_second` is rows_in over it. `delivery` is the
-    weakest promise among the sinks.
+    weakest promise among the sinks. sources: those that keep a health, as it was at the end.
 
     status: `succeeded` read everything; `drained` was asked to stop and committed what it had read;
     `cancelled` was stopped at once, and the next run goes on from the last commit; `failed` has an error.
@@ -116,6 +120,7 @@ class RunSummary:
     bytes_in: int
     delivery: Delivery
     sinks: tuple[SinkReport, ...]
+    sources: tuple[SourceReport, ...]
     error: RunError | None = None
 
     @classmethod
@@ -146,6 +151,7 @@ class RunSummary:
                 SinkReport(name, sink.rows, sink.files, sink.commits, sink.discarded_values)
                 for name, sink in progress.sinks.items()
             ),
+            sources=tuple(SourceReport.of(name, health) for name, health in progress.sources.items()),
             error=None if error is None else RunError(error.code, str(error), stage),
         )
 

@@ -45,7 +45,8 @@ class FileJsonlConfig(OperatorConfig):
     Every column stands in every line, null if it has no value. Whole numbers are written in full; decimals and
     timestamps (ISO 8601) are strings, bytes are base64, NaN and the infinities are null and counted in the log.
     Lines are appended as rows come and kept by a commit: a reader that follows a file while a run goes on may see
-    lines that a crash takes back, to come again. `_conveyord` beside the files keeps the positions.
+    lines that a crash takes back, to come again. `_conveyord` beside the files keeps the positions. A run stops at a
+    file that others appended to or replaced. The file system must have hard links.
     """
 
     path: str = Field(
@@ -113,7 +114,9 @@ class FileJsonlSink(CommittingSink):
     async def open(self) -> Positions:
         """See `Sink.open`. Raises Refused if a file there is another program's, or another run writes there."""
         with storage_errors(self.what):
-            return await self.context.in_thread(self._files.open)
+            held = await self.context.in_thread(self._files.open)
+        self.took_over = self._files.took_over
+        return held
 
     async def run(self, inbound: Inbound) -> None:
         """See `Sink.run`."""

@@ -17,19 +17,19 @@ import trio
 from pydantic import Field
 
 from conveyord.core.errors import BatchError, ConveyordError, Retryable
-from conveyord.core.flow.positions import Partition, Positions
+from conveyord.core.flow.positions import Positions
 from conveyord.core.flow.tally import Tally
 from conveyord.core.units import Bytes
 from conveyord.engine.batch_transform import place_of, rejections
 from conveyord.engine.contracts import Inbound, OperatorConfig, OperatorContext, Sink, SinkReport
-from conveyord.engine.copies import SOURCE as COPIES
+from conveyord.engine.copies import COPIED
 from conveyord.engine.failures import unwrapped
 from conveyord.engine.http.answers import Busy, Declined, check
 from conveyord.engine.http.options import HttpConfig, http_mistakes, open_client
 from conveyord.engine.http.requests import Format, Piece, idempotency_key, pieces_of
 from conveyord.engine.http.results import ResultsConfig, failed_rows
 from conveyord.engine.messages import Batch, Eos
-from conveyord.engine.poison import POISON_ROWS_MAX, Poison, Salvaged
+from conveyord.engine.poison import Poison, Salvaged
 from conveyord.runtime.http_client import HttpClient, shown
 from conveyord.storage.run_positions import RunPositions, SinkKey
 
@@ -124,9 +124,11 @@ class HttpSink(Sink):
         """See `Sink.open`. Nothing is sent: what an address thinks of requests only a request tells."""
         self._client = await open_client(self.config, self.context, connections=self.config.concurrency)
         self._positions = await self.context.in_thread(RunPositions, self.context.data_dir)
+        held = await self.context.in_thread(self._positions.load, self._key)
         if self.context.adopt_from is not None:
+            self.took_over = held is None
             return await self.context.in_thread(self._positions.take_over, self._key, self.context.adopt_from)
-        return await self.context.in_thread(self._positions.load, self._key) or Positions()
+        return held or Positions()
 
     @property
     def _key(self) -> SinkKey:
@@ -188,7 +190,10 @@ class HttpSink(Sink):
         return sorted(failed, key=lambda poison: poison.row)
 
     async def _deliver(self, batch: Batch, piece: Piece, failed: list[Poison]) -> None:
-        """Send one piece; if it is refused as it is, by halves, down to the rows at fault."""
+        """Send one piece; if it is refused as it is, by halves, down to the rows at fault.
+
+        However many are refused, that is less than two requests a row; see `engine/poison.py` on why there is no limit.
+        """
         try:
             refused = await self._sent(batch, piece)
         except Declined as error:
@@ -201,16 +206,10 @@ class HttpSink(Sink):
             whole = "" if len(piece.rows) == 1 else f" (a request of rows {piece.first} to {_last(piece)})"
             raise BatchError(f"{place_of(batch)}, row {piece.first + refused[0].row}{whole}: {refused[0].error}")
         failed += [Poison(piece.first + poison.row, poison.error) for poison in refused]
-        if len(failed) > POISON_ROWS_MAX:
-            raise BatchError(
-                f"{place_of(batch)}: the receiver refuses more than {POISON_ROWS_MAX} of {batch.data.num_rows} rows, "
-                f"which is no matter of single rows; the last: {failed[-1].error}. Mend the rows or the receiver"
-            )
 
     def _may_set_aside(self, batch: Batch) -> bool:
         # The copy of a letter that is refused stays no letter: that one would be copied, and refused, for ever.
-        copied = Partition(COPIES, self.context.pipeline)
-        return self.context.dead_letters is not None and all(span.partition != copied for span in batch.spans)
+        return self.context.dead_letters is not None and all(span.partition != COPIED for span in batch.spans)
 
     async def _sent(self, batch: Batch, piece: Piece) -> list[Poison]:
         """Send one request until it is answered. Returns the rows that the answer says were not taken."""

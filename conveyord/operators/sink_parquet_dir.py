@@ -53,7 +53,8 @@ class ParquetDirConfig(OperatorConfig):
         default=(),
         description="Hive partitions, such as `country=DE/at_day=2024-01-01/`: `column`, "
         "`year|month|day|hour(column)`, `bucket(n, column)`, `truncate(n, column)`. A column named as it is stands in "
-        "the directory's name and not in the files. May be changed later; files that are there stay where they are.",
+        "the directory's name and not in the files. A row with a date or time that only a bucket can tell, of no year "
+        "from 0001 to 9999, is bad. May be changed later; files that are there stay where they are.",
     )
     file: ParquetFilePolicy = Field(default_factory=ParquetFilePolicy)
     commit: CommitPolicy = Field(default_factory=CommitPolicy)
@@ -92,6 +93,7 @@ class ParquetDirSink(CommittingSink):
         """See `Sink.open`. Raises Refused if the pipeline must not write there."""
         with storage_errors(self.what):
             held = await self.context.in_thread(self._directory.open)
+        self.took_over = self._directory.took_over
         if self._directory.schema is None and self.context.contract.tables == "freeze":
             raise Refused(
                 f"{self.what}: it holds no columns yet, and the pipeline's schema.tables is freeze; let tables evolve"

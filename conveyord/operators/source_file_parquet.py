@@ -91,6 +91,7 @@ class FileParquetSource(Source):
 
     Config = FileParquetConfig
     pure = True
+    unit = "rows"
 
     def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
         super().__init__(config, context)

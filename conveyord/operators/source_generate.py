@@ -94,6 +94,7 @@ class GenerateSource(Source):
 
     Config = GenerateConfig
     pure = True
+    unit = "rows"
 
     def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
         super().__init__(config, context)

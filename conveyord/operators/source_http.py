@@ -1,36 +1,32 @@
 """Source `http`: records of JSON answers, asked for page by page, at the end of the pages again and again.
 
 Its offsets count records. With each batch it stores a bookmark (see engine/http/paging.py), so that a restart asks
-for the page at which the sinks are and goes on within it.
+for the page at which the sinks are and goes on within it. Records that others send are in engine/http/push.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import pyarrow as pa
 import structlog
 import trio
 from pydantic import Field
 
-from conveyord.core.errors import ConfigError, RecordError, Refused
+from conveyord.core.errors import ConfigError, Refused
 from conveyord.core.flow.positions import Partition, Positions, Span
-from conveyord.core.flow.tally import Tally
 from conveyord.core.units import Seconds
-from conveyord.engine.contracts import OperatorConfig, OperatorContext, Outlet, Rejected, Source
-from conveyord.engine.decoding import BadRecord
+from conveyord.engine.contracts import Mistakes, OperatorConfig, OperatorContext, Outlet, Source
 from conveyord.engine.failures import unwrapped
 from conveyord.engine.http.answers import Busy, Declined, check
 from conveyord.engine.http.options import HttpConfig, http_mistakes, open_client, revealed
 from conveyord.engine.http.paging import Bookmark, CursorConfig, Page, after, decoded, digest_of, page_of, with_digest
-from conveyord.engine.json import JsonLinesDecoder
-from conveyord.engine.origin import Place, RecordRef
-from conveyord.engine.provenance import with_provenance
-from conveyord.engine.schema_memory import remembered_schema, schema_to_remember
+from conveyord.engine.http.push import PushSource
+from conveyord.engine.http.push_options import PushConfig, push_mistakes
+from conveyord.engine.http.records import RecordReader, decoded_alone
 from conveyord.engine.secrets import Secret
 from conveyord.runtime.http_client import HttpClient, Reply, shown
 
@@ -41,17 +37,24 @@ T = TypeVar("T")
 NOT_MODIFIED = 304
 EMPTY_PAGES_MAX = 1_000  # in a row: a server that goes on like that is asked again after `every`
 CLEANUP_SECONDS = 5.0  # to say goodbye on open connections
-ANY = OperatorConfig()  # JSON is typed alike under all options, so that a schema outlives a change of them
 
 
 class HttpSourceConfig(HttpConfig):
-    """Asks an address for JSON records, and again for new ones.
+    """Asks an address for JSON records, and again for new ones; with `mode: push`, takes those that are sent to it.
 
     Each record is taken once, and a restart goes on where the sinks are, as long as the server gives the same page for
     the same request, or one that has only grown at its end. Without `cursor` and `next_link` there is no way to ask
     for new records: then every answer that differs from the one before is taken whole. Types are taken from the first
     page, new fields are added as they come. 408, 425, 429, 5xx and failed connections are tried again.
+
+    With `mode: push` it listens at `url`, such as `http://127.0.0.1:8080/events`, for `POST` of JSON, a list of it, or
+    JSON lines, plain or compressed by gzip or zstd, and goes on until it is told to stop. A request is on disk before
+    it is answered, and is taken once however often it is sent with one `Idempotency-Key`. Then only `url`, `timeout`
+    (for a whole request), `read_timeout` (between two pieces of it), `connect_timeout` (for its head), `max_body` and
+    the options of `push` count.
     """
+
+    mode: Literal["poll", "push"] = Field(default="poll", description="Ask `url`, or listen there.")
 
     params: dict[str, Secret] = Field(
         default={}, description="Query parameters that are secret, such as keys. Never shown, never stored."
@@ -70,38 +73,58 @@ class HttpSourceConfig(HttpConfig):
         examples=["paging.next"],
     )
     cursor: CursorConfig = Field(default_factory=CursorConfig)
+    push: PushConfig = Field(default_factory=PushConfig)
+
+
+_OF_POLLS = ("headers", "params", "every", "once", "records", "next_link", "cursor", "ca_file")
+
+
+def _push_mistakes(config: HttpSourceConfig) -> Mistakes:
+    """What is wrong with the options of a source that listens."""
+    fields = HttpSourceConfig.model_fields
+    given = [name for name in _OF_POLLS if getattr(config, name) != fields[name].get_default(call_default_factory=True)]
+    reason = "has no meaning with mode: push, which asks nobody; leave it out"
+    return {**dict.fromkeys(given, reason), **push_mistakes(config, config.push)}
 
 
 @dataclass(slots=True)
 class _Reading:
     """Where the source has got to. offset: records taken so far; the page of `at` begins at `at.start`.
 
-    previous: digests of the records of the page before, where the cursor comes from a record.
+    previous: digests of the records of the page before, where the cursor comes from a record. page_records_max: of a
+    page so far. stalled_at: the value of the cursor for which it was told that it may not move any more.
     """
 
     at: Bookmark
     offset: int
     cuts: tuple[int, ...]
     previous: frozenset[str] = frozenset()
+    page_records_max: int = 0
+    stalled_at: str | None = None
 
 
 class HttpSource(Source):
     """See docs/operators.md."""
 
     Config = HttpSourceConfig
+    unit = "records"
 
     def __init__(self, config: OperatorConfig, context: OperatorContext) -> None:
         super().__init__(config, context)
         self._client: HttpClient | None = None
         self._params: dict[str, str] = {}
-        self._decoder = JsonLinesDecoder()
-        self._schema: pa.Schema | None = None
+        self._reader = RecordReader(context)
+        self._push = PushSource(self.config, self.config.push, context) if self.config.mode == "push" else None
 
     @classmethod
-    def mistakes(cls, config: OperatorConfig) -> Mapping[str, str]:
+    def mistakes(cls, config: OperatorConfig) -> Mistakes:
         """See `Operator.mistakes`."""
         assert isinstance(config, HttpSourceConfig)
         found = http_mistakes(config)
+        if config.mode == "push":
+            return _push_mistakes(config)
+        if config.push != PushConfig():
+            found["push"] = "has no meaning without mode: push"
         cursor = config.cursor
         if cursor.param is None and cursor != CursorConfig():
             found["cursor"] = "needs param, the query parameter that takes the value"
@@ -123,19 +146,27 @@ class HttpSource(Source):
         return Partition(self.context.stage, f"{shown(self.config.url)}{digest}")
 
     async def check(self) -> None:
-        """See `Operator.check`: the first page is there and can be taken apart."""
+        """See `Operator.check`: the first page is there and can be taken apart, or the address can be listened at."""
+        if self._push is not None:
+            await self._push.check()
+            return
         await self._open()
         at = self._begin((Positions(),)).at
         page_of(self._answer(await self._asked(at)), self.config.records, at)
 
     async def close(self) -> None:
         """See `Operator.close`."""
+        if self._push is not None:
+            await self._push.close()
         if self._client is not None:
             with trio.move_on_after(CLEANUP_SECONDS, shield=True):
                 await self._client.aclose()
 
     async def run(self, out: Outlet, *, fences: tuple[Positions, ...], drain: trio.Event) -> None:
         """See `Source.run`."""
+        if self._push is not None:
+            await self._push.run(out, fences=fences, drain=drain)
+            return
         await self._open()
         out.expects(None)
         reading = self._begin(fences)
@@ -171,7 +202,7 @@ class HttpSource(Source):
                 "where that is; give the source another name to start anew"
             )
         at, schema = decoded(state, where=f"source {self.context.stage!r}")
-        self._schema = remembered_schema(ANY, [schema]) or self._schema
+        self._reader.recall([schema])
         return _Reading(at, offset, tuple(offset for offset, _ in held))
 
     async def _fetched(self, reading: _Reading, drain: trio.Event) -> Page | None:
@@ -212,6 +243,7 @@ class HttpSource(Source):
         """Send what is new of a page, and move on behind it. Returns whether there are further pages now."""
         at = reading.at
         await self._check_progress(page, reading)
+        self._tell_of_stall(page, reading)
         taken = reading.offset - at.start
         lines = page.records[taken:]
         behind, has_more = after(
@@ -245,6 +277,25 @@ class HttpSource(Source):
             )
         reading.previous = digests
 
+    def _tell_of_stall(self, page: Page, reading: _Reading) -> None:
+        """Say that there may be records which are never reached, as many have the newest value as a page holds.
+
+        A server that answers from that value on gives the same page for ever then. That looks like the end, and
+        may be it: only the server knows how long its pages can be.
+        """
+        count, value = page.known + len(page.records), reading.at.newest
+        if not page.records and 1 < reading.page_records_max <= page.known and reading.stalled_at != value:
+            log.warning(
+                "a whole page of records that were taken before: if the server has more of the same value, they are "
+                "never reached; ask for longer pages, or use a field that tells records apart",
+                source=self.context.stage,
+                field=self.config.cursor.from_record,
+                value=value,
+                records=count,
+            )
+            reading.stalled_at = value
+        reading.page_records_max = max(reading.page_records_max, count)
+
     def _storable(self, link: str, at: Bookmark) -> str:
         """A link in an answer to `at` as a whole address without what is secret."""
         assert self._client is not None, "opened by run and check"
@@ -257,86 +308,27 @@ class HttpSource(Source):
 
         within and behind: the bookmarks to store while there are more records of the page, and after its last.
         """
-        first, letters = reading.offset, self.context.dead_letters
-        rows = await self.context.in_thread(self._decoded, lines)
-        end, error = len(lines), None
-        if rows.bad and letters is None and not self.context.skip_bad:
-            end = min(rows.bad)
-            error = self._error(first + end, rows.bad[end])
-        elif rows.bad:
-            await self._set_aside(rows.bad, lines, first)
-        data = rows.data
-        if self.context.provenance:
-            offsets = pa.array([first + number for number in rows.good], pa.int64())
-            data = with_provenance(data, self._partition, offsets)
-        cuts = sorted({cut - first for cut in reading.cuts if 0 < cut - first < end} | {end})
-        for start, stop in pairwise([0, *(cut for cut in cuts if cut)]):
-            good = [row for row, number in enumerate(rows.good) if start <= number < stop]
-            bad = stop - start - len(good)
-            dead, skipped = (bad, 0) if letters is not None else (0, bad)
-            bookmark = behind if stop == len(lines) else within
+        end = reading.offset + len(lines)
+        pieces, error = await self._reader.rows(self._partition, lines, first=reading.offset, ends=reading.cuts)
+        for rows in pieces:
+            bookmark = behind if rows.end == end else within
             await out.send(
-                data.slice(good[0] if good else 0, len(good)),
-                (Span(self._partition, first + start, first + stop),),
-                Tally(read=stop - start, skipped=skipped, dead=dead),
-                raw_bytes=sum(map(len, lines[start:stop])),
+                rows.data,
+                (Span(self._partition, rows.first, rows.end),),
+                rows.tally,
+                raw_bytes=rows.raw_bytes,
                 states={self.context.stage: bookmark.encoded(rows.schema)},
-                place_of=None if letters is None else self._places(lines, [rows.good[row] for row in good], first),
+                place_of=rows.place_of,
             )
-            reading.offset, reading.at = first + stop, bookmark
+            reading.offset, reading.at = rows.end, bookmark
         if error is not None:
             raise error
 
-    def _decoded(self, lines: Sequence[bytes]) -> _Rows:
-        """Blocking."""
-        block = b"".join(line + b"\n" for line in lines)
-        if self._schema is None:
-            self._schema = self._decoder.infer(block, None)
-        found = self._decoder.decode(block, self._schema, None)
-        self._schema = found.schema
-        starts = accumulate((len(line) + 1 for line in lines[:-1]), initial=0)
-        number_at = {start: number for number, start in enumerate(starts)}
-        bad = {number_at[record.offset]: record for record in found.bad}
-        good = [number for number in range(len(lines)) if number not in bad]
-        return _Rows(found.data, good, bad, schema_to_remember(ANY, found.schema))
-
-    async def _set_aside(self, bad: Mapping[int, BadRecord], lines: Sequence[bytes], first: int) -> None:
-        errors = {number: self._error(first + number, record) for number, record in bad.items()}
-        if self.context.dead_letters is None:
-            for error in errors.values():
-                log.warning("passing over a bad record", place=error.place, code=error.code, reason=error.reason)
-            return
-        place_of = self._places(lines, list(errors), first)
-        await self.context.dead_letters.put(
-            [Rejected(place_of(index), error) for index, error in enumerate(errors.values())]
-        )
-
-    def _places(self, lines: Sequence[bytes], numbers: Sequence[int], first: int) -> Callable[[int], Place]:
-        """Which record each of so many rows is. numbers: by row, that of its line; the first line is record `first`."""
-        return lambda row: Place(RecordRef(self._partition, first + numbers[row], lines[numbers[row]]))
-
-    def _error(self, offset: int, bad: BadRecord) -> RecordError:
-        return RecordError(f"{self._partition.name} (record {offset})", bad.reason, code=bad.code)
-
     def decode(self, raw: bytes, state: str | None) -> pa.RecordBatch:
         """See `Source.decode`. Columns have the types of the last run, if that is known."""
-        known = None if state is None else decoded(state, where=f"source {self.context.stage!r}")[1]
-        line = raw.replace(b"\r", b" ").replace(b"\n", b" ")
-        schema = remembered_schema(ANY, [known]) or self._decoder.infer(line, None)
-        found = self._decoder.decode(line, schema, None)
-        if found.bad:
-            raise RecordError("the record", found.bad[0].reason, code=found.bad[0].code)
-        return found.data
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Records decoded: the good ones as rows, the number of each row's record, and the bad ones by number."""
-
-    data: pa.RecordBatch
-    good: Sequence[int]
-    bad: Mapping[int, BadRecord]
-    schema: str
+        if self._push is not None:
+            return decoded_alone(raw, state)
+        return decoded_alone(raw, None if state is None else decoded(state, where=f"source {self.context.stage!r}")[1])
 
 
 async def _rest(seconds: float, drain: trio.Event) -> None:

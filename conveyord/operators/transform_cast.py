@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -18,7 +17,7 @@ from conveyord.core.errors import BatchError, ConfigError
 from conveyord.engine.batch_transform import NOTHING_ELSE, BatchTransform, Mapped, bad_rows
 from conveyord.engine.casting import Casting
 from conveyord.engine.column_paths import plain_values
-from conveyord.engine.contracts import OperatorConfig, OperatorContext
+from conveyord.engine.contracts import Inbound, Mistakes, OperatorConfig, OperatorContext, Outbound
 from conveyord.engine.field_tree import (
     FieldTree,
     changed_values,
@@ -60,7 +59,8 @@ class CastConfig(OperatorConfig):
     on_error: Literal["fail", "nullify"] = Field(
         default="fail",
         description="What becomes of a value that does not fit: `fail` makes its row a dead letter, or stops the run "
-        "if there is no `dlq`; `nullify` makes it null, and logs how many of which column.",
+        "if there is no `dlq`; `nullify` makes it null, and logs so once for each column, and how many when the run "
+        "ends.",
     )
     formats: tuple[str, ...] | dict[str, tuple[str, ...]] = Field(
         default=(),
@@ -113,15 +113,15 @@ class CastTransform(BatchTransform):
         self._nulled: Counter[str] = Counter()
 
     @classmethod
-    def mistakes(cls, config: OperatorConfig) -> Mapping[str, str]:
+    def mistakes(cls, config: OperatorConfig) -> Mistakes:
         """See `Operator.mistakes`."""
         assert isinstance(config, CastConfig)
-        found: dict[str, str] = {}
+        found: dict[str | tuple[str, str], str] = {}
         for name, word in config.columns.items():
             try:
                 type_named(word)
             except ConfigError as error:
-                found.setdefault("columns", f"columns.{name}: {error}")
+                found["columns", name] = f"columns.{name}: {error}"
         problem = _format_problem(config) if not found else None
         if problem is not None:
             found["formats"] = problem
@@ -167,6 +167,17 @@ class CastTransform(BatchTransform):
             found.append(_Misfits(name, casting, array, misfit))
         return values
 
+    async def run(self, inbound: Inbound, outbound: Outbound) -> None:
+        """See `Transform.run`. Says in the log how many values became null, also if the run fails."""
+        try:
+            await super().run(inbound, outbound)
+        finally:
+            for name in sorted(+self._nulled):
+                self._warn("values that did not fit were made null in this run", name)
+
+    def _warn(self, event: str, column: str) -> None:
+        log.warning(event, stage=self.context.stage, column=column, count=self._nulled[column])
+
     async def _mapped(self, batch: Batch) -> tuple[Mapped, frozenset[int]]:
         # Not in `apply`, which later stages call again to find out where a row came from.
         mapped, bad = await super()._mapped(batch)
@@ -174,9 +185,8 @@ class CastTransform(BatchTransform):
             nulled = await self.context.in_thread(self._nulled_in, batch.data, mapped[0])
             self._nulled.update(nulled)
             for name, count in nulled.items():
-                if count:
-                    fields = {"stage": self.context.stage, "column": name, "count": count, "total": self._nulled[name]}
-                    log.warning("values that do not fit were made null", **fields)
+                if count and self._nulled[name] == count:  # the first of the run
+                    self._warn("values that do not fit are made null", name)
         return mapped, bad
 
     def _nulled_in(self, data: pa.RecordBatch, made: pa.RecordBatch) -> Counter[str]:

@@ -13,9 +13,17 @@ from pydantic import Field
 
 from conveyord.engine.batch_transform import NOTHING_ELSE, BatchTransform, Mapped
 from conveyord.engine.cleaning import Cleaning
-from conveyord.engine.column_paths import missing_column, plain_values, value_at
+from conveyord.engine.column_paths import column_beside, missing_column, plain_values, siblings_at, value_at
 from conveyord.engine.contracts import OperatorConfig, OperatorContext
-from conveyord.engine.field_tree import FieldTree, Path, changed_values, paths_of, rebatched, refuse_parts
+from conveyord.engine.field_tree import (
+    FieldTree,
+    Path,
+    changed_values,
+    paths_of,
+    rebatched,
+    refuse_parts,
+    with_siblings,
+)
 from conveyord.engine.provenance import COLUMNS as PROVENANCE
 from conveyord.engine.sql import without_views
 
@@ -28,6 +36,9 @@ class CleanDataConfig(OperatorConfig):
     Text is cleaned wherever it stands, also within objects, lists and the values of maps; keys of maps stay as they
     are, and so do `_source` and `_partition`, which `provenance` adds. The rows that are dropped leave by the output
     `dropped`, cleaned, if an edge leads from there.
+
+    What did not fit a column when it was read, and so stands in a column beside it (`phone__string`), is cleaned with
+    it; so is what stands where an object should be. A column is not null where its value stands beside it.
     """
 
     trim_strings: bool = Field(default=True, description="Remove white space at both ends, as Unicode has it.")
@@ -101,6 +112,7 @@ class CleanDataTransform(BatchTransform):
         tree: FieldTree[bool] = FieldTree()
         for path in paths.values():
             tree.put(path, True)
+        tree = with_siblings(tree, data.schema, beside=lambda said, _: said, instead=True)
         fields = list(data.schema)
         return rebatched(data, *changed_values(tree, lambda _, values: self._cleaning(values), fields, data.columns))
 
@@ -108,11 +120,17 @@ class CleanDataTransform(BatchTransform):
         """For each row whether nothing that matters is null; None if all rows stay."""
         wanted = self.config.remove_nulls
         if isinstance(wanted, bool):
-            values = list(data.columns) if wanted else []
+            names = data.schema.names
+            own = [name for name in names if column_beside(name) not in names] if wanted else []
         else:
-            values = [self._values(data, name) for name in wanted]
-        values = [array for array in map(plain_values, values) if array.null_count]
-        return reduce(pc.and_, [array.is_valid() for array in values]) if values else None
+            own = list(wanted)
+        there = [held for name in own if (held := self._held(data, name)).false_count]
+        return reduce(pc.and_, there) if there else None
+
+    def _held(self, data: pa.RecordBatch, name: str) -> pa.BooleanArray:
+        """For each row whether there is a value at `name`, or beside it."""
+        found = [self._values(data, name), *siblings_at(data, name)]
+        return reduce(pc.or_, [plain_values(array).is_valid() for array in found])
 
     def _values(self, data: pa.RecordBatch, name: str) -> pa.Array:
         parts = name.split(".")

@@ -19,7 +19,8 @@ DROPPED = "dropped"
 class FilterConfig(OperatorConfig):
     """Keeps the rows for which a condition is true. A null counts as not true.
 
-    The other rows leave by the output `dropped`, if an edge leads from there.
+    The other rows leave by the output `dropped`, if an edge leads from there. A condition has at most 100,000
+    characters and 500 operators (docs/sql.md).
     """
 
     when: str = Field(

@@ -16,7 +16,8 @@ from conveyord.engine.column_paths import missing_column
 from conveyord.engine.contracts import OperatorConfig, OperatorContext
 from conveyord.engine.expressions import RowExpression, expression_problem
 from conveyord.engine.naming import type_word
-from conveyord.engine.repetition import ROW_BYTES_MAX, Repetition, oversized
+from conveyord.engine.repetition import Repetition, oversized, repeated_bytes, row_problem
+from conveyord.engine.schema.lists import Elements
 from conveyord.engine.schema.types import is_list
 from conveyord.engine.sql import is_immutable, without_views
 
@@ -30,6 +31,7 @@ class FlatMapConfig(OperatorConfig):
 
     A column of the list is replaced by one of its elements, where it stood; of an expression the elements come last.
     The elements of a map are objects of `key` and `value`. A row that would become more than 64 MiB is bad.
+    A batch that would become more than 256 MiB stops the run: give the source a smaller `block_bytes` or `batch_rows`.
     """
 
     each: str = Field(
@@ -96,19 +98,20 @@ class FlatMapTransform(BatchTransform):
     def apply(self, data: pa.RecordBatch) -> pa.RecordBatch:
         """See `BatchTransform.apply`.
 
-        Raises: ConfigError if there is no such column, if it holds no lists, or if a name is taken; BadRows for rows
+        Raises: ConfigError if there is no such column, if it holds no lists, if a name is taken, or if the
+            batch would become too large; BadRows for rows
             that would become too many; BatchError if the expression fails on a value, or the result is more than
             one batch can hold.
         """
         data = without_views(data)
         lists, rest, at = self._lists(data)
-        bad = oversized(rest, lists)
-        if bad is None:
+        sizes = repeated_bytes(rest.columns, pc.fill_null(Elements.of(lists).lengths, 0))
+        bad = None if sizes is None else oversized(sizes, what="flat_map")
+        if bad is None or not bad.true_count:
             return self._repeated(lists, rest, at)
         good = pc.invert(bad)
         made = self._repeated(lists.filter(good), rest.filter(good), at)
-        problem = f"flat_map: the row would become more than {ROW_BYTES_MAX} bytes; project what is long away before"
-        raise bad_rows(data, bad, [BatchError(problem)] * bad.true_count, (made, NOTHING_ELSE))
+        raise bad_rows(data, bad, [row_problem("flat_map")] * bad.true_count, (made, NOTHING_ELSE))
 
     def _lists(self, data: pa.RecordBatch) -> tuple[pa.Array, pa.RecordBatch, int]:
         """The lists, the columns to repeat, and where among them the elements go."""

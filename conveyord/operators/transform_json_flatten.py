@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 from pydantic import Field
 
 from conveyord.core.errors import BatchError
-from conveyord.engine.batch_transform import BatchTransform
+from conveyord.engine.batch_transform import NOTHING_ELSE, BatchTransform, bad_rows
 from conveyord.engine.contracts import OperatorConfig
+from conveyord.engine.repetition import oversized, repeated_bytes, row_problem
 from conveyord.engine.schema.lists import Elements
 from conveyord.engine.sql import without_views
+
+Rows = npt.NDArray[np.int64]
 
 
 class JsonFlattenConfig(OperatorConfig):
@@ -22,6 +27,9 @@ class JsonFlattenConfig(OperatorConfig):
 
     A column of a null object is null in all its fields. If two columns would get the same name, the
     one that was less deeply nested keeps it and the other becomes `a_b_2`, `a_b_3`, ...
+
+    A row that would become more than 64 MiB, because what is long stands beside a long list, is bad. A batch that
+    would become more than 256 MiB stops the run: give the source a smaller `block_bytes` or `batch_rows`.
     """
 
     separator: str = Field(default="_", min_length=1, description="Stands between the names of nested fields.")
@@ -37,6 +45,14 @@ class JsonFlattenConfig(OperatorConfig):
         "repeated. Lists side by side are exploded together, position by position, and the shorter ones filled "
         "with null; a list within a list is exploded after it. An empty or null list keeps its row, with null.",
     )
+
+
+class _OversizedError(Exception):
+    """Some rows of a batch would become too large; `rows` says which."""
+
+    def __init__(self, rows: Rows) -> None:
+        super().__init__()
+        self.rows = rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +73,33 @@ class JsonFlattenTransform(BatchTransform):
         """See `BatchTransform.apply`. Columns that were not nested keep their buffers and come first to last
         where they were, nested ones in their place.
 
-        Raises: BatchError if exploded rows exceed what one batch can hold.
+        Raises: BadRows for rows that exploding would make too large; ConfigError if the whole batch would be.
         """
-        if self.config.lists != "keep":
-            data = without_views(data)
+        if self.config.lists == "keep":
+            return self._flattened(data)
+        data = without_views(data)
+        bad = np.zeros(data.num_rows, np.bool_)
+        made = None
+        while made is None:
+            try:
+                made = self._flattened(data.filter(pa.array(~bad)) if bad.any() else data)
+            except _OversizedError as error:  # for each level of lists at most once
+                bad[np.flatnonzero(~bad)[error.rows]] = True
+        if not bad.any():
+            return made
+        errors = [row_problem("json_flatten")] * int(bad.sum())
+        raise bad_rows(data, pa.array(bad), errors, (made, NOTHING_ELSE))
+
+    def _flattened(self, data: pa.RecordBatch) -> pa.RecordBatch:
         columns = [_Column((name,), 0, values) for name, values in zip(data.schema.names, data.columns, strict=True)]
+        owners = np.arange(data.num_rows)  # for each row the one of `data` that it was made of
         try:
             while True:
                 columns = [flat for column in columns for flat in self._opened(column)]
                 lists = [self._explodes(column) for column in columns]
                 if not any(lists):
                     break
-                columns = _exploded(columns, lists)
+                columns, owners = _exploded(columns, lists, owners)
         except (pa.ArrowCapacityError, pa.ArrowInvalid) as error:
             raise BatchError(f"json_flatten: exploding lists makes more rows than one batch holds: {error}") from error
         if all(column.depth == 0 for column in columns):
@@ -102,10 +133,20 @@ class JsonFlattenTransform(BatchTransform):
         return lists == "explode" or self.config.separator.join(column.path) in lists
 
 
-def _exploded(columns: list[_Column], lists: list[bool]) -> list[_Column]:
-    """A row per position of the longest list of each row, at least one."""
+def _exploded(columns: list[_Column], lists: list[bool], owners: Rows) -> tuple[list[_Column], Rows]:
+    """A row per position of the longest list of each row, at least one, and the owner of each.
+
+    Raises _OversizedError, or ConfigError, before anything is made.
+    """
     opened = [Elements.of(column.values) if each else None for column, each in zip(columns, lists, strict=True)]
     longest = pc.max_element_wise(*[pc.fill_null(each.lengths, 0) for each in opened if each is not None], 1)
+    others = [column.values for column, elements in zip(columns, opened, strict=True) if elements is None]
+    sizes = repeated_bytes(others, longest)
+    if sizes is not None:
+        of_owner = np.bincount(owners, weights=sizes.to_numpy(zero_copy_only=False))
+        too_large = np.flatnonzero(oversized(pa.array(of_owner), what="json_flatten").to_numpy(zero_copy_only=False))
+        if len(too_large):
+            raise _OversizedError(too_large)
     ends = pc.cumulative_sum(longest)
     starts = pc.subtract(ends, longest)
     rows = ends[-1].as_py() if len(ends) else 0
@@ -122,7 +163,7 @@ def _exploded(columns: list[_Column], lists: list[bool]) -> list[_Column]:
         first = elements.offsets().take(row_of)
         index = pc.if_else(there, pc.add(first, place), pa.scalar(None, pa.int64()))
         exploded.append(_Column(column.path, column.depth + 1, elements.values.take(index)))
-    return exploded
+    return exploded, owners[row_of.to_numpy(zero_copy_only=False)]
 
 
 def _distinct_names(columns: list[_Column], separator: str) -> list[str]:

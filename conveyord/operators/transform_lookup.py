@@ -11,7 +11,8 @@ import trio
 
 from conveyord.core.errors import ConveyordError, Refused
 from conveyord.core.units import format_seconds
-from conveyord.engine.batch_transform import NOTHING_ELSE, BatchTransform, Mapped
+from conveyord.engine.batch_transform import NOTHING_ELSE, BatchTransform, Mapped, bad_rows
+from conveyord.engine.committing import finish
 from conveyord.engine.contracts import Inbound, OperatorConfig, OperatorContext, Outbound, Transform
 from conveyord.engine.lookup.enrichment import Enrichment, Reference, select
 from conveyord.engine.lookup.integers import MISS
@@ -52,8 +53,7 @@ class LookupTransform(Transform):
 
     async def close(self) -> None:
         """See `Operator.close`."""
-        with trio.CancelScope(shield=True):
-            await self.context.in_thread(self._reader.close)
+        await finish(self._reader.close)
 
     async def run(self, inbound: Inbound, outbound: Outbound) -> None:
         """See `Transform.run`."""
@@ -95,7 +95,7 @@ class LookupTransform(Transform):
         age, ttl = trio.current_time() - self._fresh_at, self.config.cache.ttl
         if ttl is not None and age > ttl:
             raise Refused(
-                f"stage {self.context.stage!r}: {error}. It was last known to be up to date {format_seconds(age)} ago, "
+                f"lookup: {error}. It was last known to be up to date {format_seconds(age)} ago, "
                 f"longer than cache.ttl ({format_seconds(ttl)}); mend it and run again"
             ) from error
         log.warning(
@@ -146,7 +146,6 @@ class LookupTransform(Transform):
             defaults=config.default if config.on_miss == "default" else None,
             duplicates=config.duplicates,
             text_keys=self._reader.text_keys,
-            stage=self.context.stage,
         )
 
 
@@ -174,7 +173,8 @@ class _Enriching(BatchTransform):
         found = rows != MISS
         match self.config.on_miss:
             case "dead_letter" if not found.all():
-                raise self._reference.missing(data, rows)
+                good = self._reference.enriched(select(data, found), rows[found]), NOTHING_ELSE
+                raise bad_rows(data, pa.array(~found), self._reference.missing(data, rows), good)
             case "drop":
                 enriched = self._reference.enriched(select(data, found), rows[found])
                 listens = MISSED in self.context.listened

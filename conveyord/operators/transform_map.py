@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
 
 import pyarrow as pa
 from pydantic import Field
 
 from conveyord.engine.batch_transform import BatchTransform
-from conveyord.engine.contracts import OperatorConfig, OperatorContext
+from conveyord.engine.contracts import Mistakes, OperatorConfig, OperatorContext
 from conveyord.engine.expressions import RowExpressions, expression_problem
-from conveyord.engine.sql import is_immutable
+from conveyord.engine.sql import code_of, is_immutable
+
+_OPENING, _CLOSING = "([{", ")]}"
+_NAME = re.compile(r'"(?:[^"]|"")*"')
 
 
 class MapConfig(OperatorConfig):
@@ -18,6 +21,9 @@ class MapConfig(OperatorConfig):
 
     Every expression sees the row as it came, never what another expression of the same `map` made of it. A
     column that is replaced keeps its place; new ones follow behind the last, in the order they are given.
+
+    An expression has at most 100,000 characters and 500 operators. What `repeat` and the like make of a batch must fit
+    memory (docs/sql.md).
     """
 
     columns: dict[str, str] = Field(
@@ -41,15 +47,17 @@ class MapTransform(BatchTransform):
         self._expressions = RowExpressions(self.config.columns, setting="map.columns")
 
     @classmethod
-    def mistakes(cls, config: OperatorConfig) -> Mapping[str, str]:
-        """See `Operator.mistakes`. The first column at fault is named."""
+    def mistakes(cls, config: OperatorConfig) -> Mistakes:
+        """See `Operator.mistakes`."""
         assert isinstance(config, MapConfig)
+        found = {}
         for name, text in config.columns.items():
             setting = f"columns.{name}"
-            problem = expression_problem(text, setting=setting) if name else "a column has an empty name"
+            problem = "a column has an empty name" if not name else _several(text, setting=setting)
+            problem = problem or expression_problem(text, setting=setting)
             if problem is not None:
-                return {"columns": problem}
-        return {}
+                found["columns", name] = problem
+        return found
 
     @classmethod
     def is_pure(cls, config: OperatorConfig) -> bool:
@@ -77,3 +85,13 @@ class MapTransform(BatchTransform):
             else:
                 fields[place], columns[place] = field, values
         return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields, metadata=data.schema.metadata))
+
+
+def _several(text: str, *, setting: str) -> str | None:
+    """Why `text` is more than one expression, of which SQL would make an object; None if it is not."""
+    depth = 0
+    for character in _NAME.sub(" ", code_of(text)):
+        depth += (character in _OPENING) - (character in _CLOSING)
+        if character == "," and depth == 0:
+            return f"{setting} has several expressions, parted by a comma; give each a column of its own"
+    return None

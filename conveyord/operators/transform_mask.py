@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from conveyord.core.errors import ConfigError
 from conveyord.engine.batch_transform import BatchTransform
@@ -66,6 +66,17 @@ class ColumnMask(OperatorConfig):
         return self
 
 
+def _form(given: Any) -> str:
+    """Which of the two forms a mask is written in: what is wrong with the other form is no matter then."""
+    return "mapping" if isinstance(given, dict | ColumnMask) else "method"
+
+
+Mask = Annotated[
+    Annotated[MethodName, Tag("method")] | Annotated[ColumnMask, Tag("mapping")],
+    Discriminator(_form),
+]
+
+
 class MaskConfig(OperatorConfig):
     """Makes the values of columns unrecognisable. A null stays null.
 
@@ -75,18 +86,21 @@ class MaskConfig(OperatorConfig):
     be joined: `hash` the HMAC-SHA256 of the value under `key` in hexadecimal digits, `tokenize` a prefix and the
     first bits of another such digest (under the key HMAC-SHA256(key, "conveyord mask tokenize")) in base32. Two of n
     values get the same token with a probability of about n * n / 2^(bits + 1): with the default of 80 bits, one in
-    two million for a thousand million values.
+    two million for a thousand million values. A value that is no text is taken as the text that stands for it in
+    JSON: the long 1 and the double 1.0 are both `1`. But decimals keep all their digits, so that 1.5 and 1.50 are
+    different values, and so are 0.0 and -0.0: cast such columns to one type before, if they are to be joined.
 
     A path goes into objects and lists: `items.email` masks that field in every object of the list `items`. What did
     not fit a column when it was read, and so stands in a column beside it (`email__double`, `user__string`), is masked
     with it, as text if it has another type; so is what stands where an object should be.
 
     Dead letters keep the record as the source read it, and the row as it arrived at the stage that failed:
-    unmasked, for every stage up to this one, and the record also for those after it. Protect the data directory as
-    you protect the source.
+    unmasked, for every stage up to this one, and the record (`raw`) also for those after it. The copies that
+    `dlq.sink` gets hold the same, whatever is masked on the way to other sinks. Protect the data directory, and what
+    `dlq.sink` writes to, as you protect the source.
     """
 
-    columns: dict[str, MethodName | ColumnMask] = Field(
+    columns: dict[str, Mask] = Field(
         min_length=1,
         examples=[{"email": "redact"}],
         description="The method for each column or path: `redact`, `hash`, `partial`, `nullify` or `tokenize`, or a "
@@ -103,10 +117,10 @@ class MaskConfig(OperatorConfig):
         description="Hash without a key: plain SHA-256, which anybody can undo for values that can be guessed, such as "
         "phone numbers. Not for tokenize.",
     )
-    missing: Literal["error", "allow"] = Field(
-        default="error",
-        description="What happens if a batch has no such column: `error` stops the run, so that a misspelt name leaks "
-        "nothing; `allow` is for columns that only some records have.",
+    on_missing: Literal["fail", "ignore"] = Field(
+        default="fail",
+        description="What becomes of a name that rows do not have: `fail` stops the run, so that a misspelt name leaks "
+        "nothing; `ignore` passes over it, for fields that not all records have.",
     )
 
     @model_validator(mode="after")
@@ -151,11 +165,13 @@ class MaskTransform(BatchTransform):
         Raises ConfigError if a column is missing, or of a type that its method cannot mask.
         """
         data = without_views(data)
+        if not data.schema.names:  # records that are empty objects: there is nothing to leak
+            return data
         for path, change in self._prepared().items():
             changed = changed_at(data, path, change)
             if changed is not None:
                 data = changed
-            elif self.config.missing == "error":
+            elif self.config.on_missing == "fail":
                 raise missing_column(path, data.schema.names, setting="mask.columns")
         return data
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import trio
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from conveyord.core.errors import ConfigError
 from conveyord.core.flow.token_bucket import TokenBucket
@@ -15,10 +15,16 @@ from conveyord.core.pipeline.graph import MAIN
 from conveyord.core.units import Bytes, Seconds
 from conveyord.engine.contracts import Inbound, OperatorConfig, OperatorContext, Outbound, Transform
 from conveyord.engine.messages import Batch, Eos
-from conveyord.engine.origin import Reshaped, Selection, Step
+from conveyord.engine.origin import Appended, Selection, Step
 
 DROPPED = "dropped"
 TAG = "_rate_limited"
+
+
+def _with_rows_or_bytes(schema: dict[str, Any]) -> None:
+    """Say in the JSON Schema of a definition that `rows_per_second` may be missing beside `bytes_per_second`."""
+    schema["required"] = [key for key in schema.get("required", ()) if key != "rows_per_second"]
+    schema["anyOf"] = [{"required": [key]} for key in ("rows_per_second", "bytes_per_second")]
 
 
 class RateLimitConfig(OperatorConfig):
@@ -33,11 +39,14 @@ class RateLimitConfig(OperatorConfig):
     run was killed, the next may decide otherwise on the records that it reads again.
     """
 
+    model_config = ConfigDict(json_schema_extra=_with_rows_or_bytes)
+
     rows_per_second: float | None = Field(
         gt=0,
         allow_inf_nan=False,
         examples=[1000.0],
-        description="Rows that may pass, on average. Null: as many as `bytes_per_second` lets pass.",
+        description="Rows that may pass, on average. May be left out beside `bytes_per_second`: as many as that lets "
+        "pass.",
     )
     bytes_per_second: Bytes | None = Field(
         default=None,
@@ -57,11 +66,15 @@ class RateLimitConfig(OperatorConfig):
         f"boolean column `{TAG}`. For the last two, a row takes the bytes that the rows of its batch take on average.",
     )
 
-    @model_validator(mode="after")
-    def _has_a_limit(self) -> Self:
-        if self.rows_per_second is None and self.bytes_per_second is None:
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_limit(cls, given: Any) -> Any:
+        """One limit is enough."""
+        if not isinstance(given, dict):
+            return given
+        if given.get("rows_per_second") is None and given.get("bytes_per_second") is None:
             raise ValueError("rate_limit needs rows_per_second, bytes_per_second or both")
-        return self
+        return {"rows_per_second": None, **given}
 
 
 class RateLimitTransform(Transform):
@@ -133,15 +146,12 @@ class RateLimitTransform(Transform):
         data = batch.data
         if TAG in data.schema.names:
             raise ConfigError(
-                f"stage {self.context.stage!r}: the rows have a column {TAG!r} already; rename it before "
+                f"rate_limit: the rows have a column {TAG!r} already; rename it before "
                 "rate_limit, or leave out one of two stages that tag"
             )
         tags = pc.invert(_first(self._passing(data), data.num_rows))
-
-        def tagged(rows: pa.RecordBatch) -> pa.RecordBatch:
-            return rows.append_column(TAG, tags.slice(0, rows.num_rows))
-
-        return _with(batch, tagged(data), Reshaped(tagged))
+        tagged = Appended(TAG, tags)
+        return _with(batch, tagged(data), tagged)
 
 
 def _with(batch: Batch, rows: pa.RecordBatch, step: Step) -> Batch:

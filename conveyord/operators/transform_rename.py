@@ -5,20 +5,36 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Literal
+from operator import add
+from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from conveyord.core.errors import ConfigError
 from conveyord.engine.batch_transform import BatchTransform
-from conveyord.engine.contracts import OperatorConfig
-from conveyord.engine.field_tree import Columns, FieldTree, Path, change_within, fields_within, paths_of, rebatched
+from conveyord.engine.contracts import Mistakes, OperatorConfig
+from conveyord.engine.field_tree import (
+    Columns,
+    FieldTree,
+    Path,
+    change_within,
+    fields_within,
+    paths_of,
+    rebatched,
+    with_siblings,
+)
 
 NAMES_CACHED = 10_000  # those of a few very wide tables, which come again with every batch
 
 _WORD_STARTS = re.compile(r"(?<=[^\W_A-Z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _NO_WORD = re.compile(r"\W+")
+
+
+def _with_columns_or_case(schema: dict[str, Any]) -> None:
+    """Say in the JSON Schema of a definition that `columns` may be missing beside `case`."""
+    schema["required"] = [key for key in schema.get("required", ()) if key != "columns"]
+    schema["anyOf"] = [{"required": [key]} for key in ("columns", "case")]
 
 
 class RenameConfig(OperatorConfig):
@@ -27,9 +43,16 @@ class RenameConfig(OperatorConfig):
     A dot leads into nested fields, also of lists of objects, and the new name is the field's own: `{user.nm: name}`
     makes `user.name`. A column that is itself called `user.nm` is meant before a nested one. Two columns, or two
     fields of an object, that would have the same name stop the run.
+
+    What did not fit a column when it was read, and so stands in a column beside it, is renamed with it: `{phone: tel}`
+    makes `tel__string` of `phone__string`, unless `columns` names that too.
     """
 
-    columns: dict[str, str] = Field(default={}, description="By name, the new one.", examples=[{"old": "new"}])
+    model_config = ConfigDict(json_schema_extra=_with_columns_or_case)
+
+    columns: dict[str, str] = Field(
+        description="By name, the new one. May be left out beside `case`.", examples=[{"id": "key"}]
+    )
     case: Literal["keep", "lower", "snake"] = Field(
         default="keep",
         description="What becomes of the names that `columns` does not give, at every depth but not of the keys of "
@@ -41,6 +64,16 @@ class RenameConfig(OperatorConfig):
         "fields that not all records have.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _may_have_a_case_alone(cls, given: Any) -> Any:
+        """A stage without either would do nothing."""
+        if not isinstance(given, dict):
+            return given
+        if not given.get("columns") and given.get("case", "keep") == "keep":
+            raise ValueError("rename needs columns, with new names, or a case other than keep")
+        return {"columns": {}, **given}
+
 
 class RenameTransform(BatchTransform):
     """See docs/operators.md."""
@@ -50,11 +83,12 @@ class RenameTransform(BatchTransform):
     pure = True
 
     @classmethod
-    def mistakes(cls, config: OperatorConfig) -> Mapping[str, str]:
+    def mistakes(cls, config: OperatorConfig) -> Mistakes:
         """See `Operator.mistakes`."""
         assert isinstance(config, RenameConfig)
-        empty = next((name for name, new in config.columns.items() if not new), None)
-        return {} if empty is None else {"columns": f"the new name of {empty!r} is empty"}
+        return {
+            ("columns", name): f"the new name of {name!r} is empty" for name, new in config.columns.items() if not new
+        }
 
     def row_wise(self, data: pa.RecordBatch) -> bool:  # noqa: ARG002 - the contract's
         """See `BatchTransform.row_wise`: rows stay as they are."""
@@ -71,6 +105,7 @@ class RenameTransform(BatchTransform):
         for name, path in paths_of(data.schema, given, setting="rename.columns", ignore_missing=ignore).items():
             _refuse_move(name, given[name], path)
             tree.put(path, given[name])
+        tree = with_siblings(tree, data.schema, beside=add, instead=None)
         return rebatched(data, *_renamed(tree, _CASES[self.config.case], "", list(data.schema), data.columns))
 
 

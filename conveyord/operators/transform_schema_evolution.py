@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pyarrow as pa
 from pydantic import Field
 
 from conveyord.core.errors import BatchError, ConfigError
 from conveyord.core.pipeline.graph import SchemaContract
 from conveyord.engine.batch_transform import NOTHING_ELSE, BatchTransform, bad_rows
-from conveyord.engine.contracts import OperatorConfig, OperatorContext
+from conveyord.engine.contracts import Mistakes, OperatorConfig, OperatorContext
 from conveyord.engine.schema import Breach, fit, grow, held_to, merge
 from conveyord.engine.sql import without_views
 from conveyord.engine.type_words import type_named
@@ -58,14 +56,17 @@ class SchemaEvolutionTransform(BatchTransform):
         self._is_law = bool(declared) and self.config.strict_mode
 
     @classmethod
-    def mistakes(cls, config: OperatorConfig) -> Mapping[str, str]:
+    def mistakes(cls, config: OperatorConfig) -> Mistakes:
         """See `Operator.mistakes`."""
         assert isinstance(config, SchemaEvolutionConfig)
+        found = {}
         for name, word in config.columns.items():
             try:
                 type_named(word)
             except ConfigError as error:
-                return {"columns": f"column {name!r}: {error}"}
+                found["columns", name] = f"column {name!r}: {error}"
+        if found:
+            return found
         if not config.auto_infer and not config.strict_mode:
             return {"auto_infer": "with auto_infer and strict_mode both off the stage does nothing; leave it out"}
         if not config.auto_infer and not config.columns:

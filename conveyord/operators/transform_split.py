@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ from pydantic import Field, StringConstraints
 
 from conveyord.engine.batch_transform import BatchTransform, Mapped
 from conveyord.engine.conditions import RowCondition, condition_problem
-from conveyord.engine.contracts import OperatorConfig, OperatorContext
+from conveyord.engine.contracts import Mistakes, OperatorConfig, OperatorContext
 from conveyord.engine.sql import is_immutable, without_views
 
 OUTPUTS_MAX = 100  # each is a condition on every row
@@ -60,14 +59,11 @@ class SplitTransform(BatchTransform):
         return tuple(config.outputs)
 
     @classmethod
-    def mistakes(cls, config: OperatorConfig) -> Mapping[str, str]:
+    def mistakes(cls, config: OperatorConfig) -> Mistakes:
         """See `Operator.mistakes`."""
         assert isinstance(config, SplitConfig)
-        for name, when in config.outputs.items():
-            problem = condition_problem(when)
-            if problem is not None:
-                return {"outputs": f"{name}: {problem}"}
-        return {}
+        found = {name: condition_problem(when) for name, when in config.outputs.items()}
+        return {("outputs", name): f"{name}: {problem}" for name, problem in found.items() if problem is not None}
 
     @classmethod
     def is_pure(cls, config: OperatorConfig) -> bool:
@@ -76,6 +72,10 @@ class SplitTransform(BatchTransform):
         # Stages are compared without the order of keys, which decides here where a row goes.
         ordered = config.mode == "first" and len(config.outputs) > 1
         return not ordered and all(is_immutable(when) for when in config.outputs.values())
+
+    def is_stateless(self) -> bool:
+        """See `BatchTransform.is_stateless`: conditions look at one row, in an order that does not change."""
+        return True
 
     def row_wise(self, data: pa.RecordBatch) -> bool:  # noqa: ARG002 - the contract's
         """See `BatchTransform.row_wise`: a condition looks at one row."""

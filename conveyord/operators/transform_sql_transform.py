@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 from pydantic import Field
 
-from conveyord.engine.batch_transform import BatchTransform
+from conveyord.engine.batch_transform import NOTHING_ELSE, BatchTransform, Mapped
 from conveyord.engine.contracts import OperatorConfig, OperatorContext
 from conveyord.engine.sql import BatchQuery, is_immutable, query_problem
+
+_SELECT = re.compile(
+    r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|(?P<select>\bselect\b)(?!\s*\*)", re.DOTALL | re.IGNORECASE
+)
+"""A list of columns begins behind it, unless it stands in a comment, in a string or in a name."""
 
 
 class SqlConfig(OperatorConfig):
@@ -18,6 +24,9 @@ class SqlConfig(OperatorConfig):
     Rows keep their order unless the query orders them. Names keep their case and need quotes only
     where they hold other characters than letters, digits and `_`. Timestamps that the query computes
     are cut to microseconds, the finest that a table holds.
+
+    A query has at most 100,000 characters and 500 operators; its sorts, groups and joins of one batch have
+    at most 1 GiB of memory. What functions such as `repeat` make of a batch must fit too (docs/sql.md).
     """
 
     query: str = Field(
@@ -38,6 +47,7 @@ class SqlTransform(BatchTransform):
         """Raises ConfigError if the query is no single read-only one."""
         super().__init__(config, context)
         self._query = BatchQuery(self.config.query, setting="sql_transform.query")
+        self._passing_on: BatchQuery | None = None
 
     @classmethod
     def mistakes(cls, config: OperatorConfig) -> Mapping[str, str]:
@@ -59,3 +69,15 @@ class SqlTransform(BatchTransform):
     def apply(self, data: pa.RecordBatch) -> pa.RecordBatch:
         """See `BatchTransform.apply`. Raises ConfigError or BatchError as `BatchQuery.run` does."""
         return self._query.run(data)
+
+    def is_stateless(self) -> bool:
+        """See `BatchTransform.is_stateless`: a query sees one batch, whatever it calls."""
+        return True
+
+    def passing_on(self, data: pa.RecordBatch, columns: Sequence[str]) -> Mapped:
+        """See `BatchTransform.passing_on`: the columns are put before every list of columns of the query."""
+        if self._passing_on is None:
+            more = ", ".join(f'"{name}"' for name in columns)
+            query = _SELECT.sub(lambda found: f"{found[0]} {more}," if found["select"] else found[0], self.config.query)
+            self._passing_on = BatchQuery(query, setting="sql_transform.query")
+        return self._passing_on.run(data), NOTHING_ELSE

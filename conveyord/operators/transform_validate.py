@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, model_validator
 from conveyord.core.errors import ConfigError, RecordError
 from conveyord.engine.batch_transform import NOTHING_ELSE, BatchTransform, Mapped, bad_rows
 from conveyord.engine.contracts import Inbound, OperatorConfig, OperatorContext, Outbound
+from conveyord.engine.model_keys import Instead
 from conveyord.engine.sql import without_views
 from conveyord.engine.validation.column_rules import ColumnRules, breaches
 from conveyord.engine.validation.document import SCHEMA_BYTES_MAX, Document, document_problem
@@ -44,12 +45,13 @@ class ValidateConfig(OperatorConfig):
     rule on `mag` but `nullable`; a schema sees it in its place. Rules on a path look into objects, not into lists.
 
     Of JSON Schema, `format` is not checked, `patternProperties` are refused, and a `$ref` stays within the schema.
+    `multipleOf` counts as decimals do: 19.99 is a multiple of 0.01, and no infinite number of anything.
     Dates and times are ISO 8601 text to it, bytes base64.
     """
 
     model_config = ConfigDict(json_schema_extra=_with_columns_or_schema)
 
-    columns: dict[str, ColumnRules] = Field(
+    columns: Annotated[dict[str, ColumnRules], Instead(("schema", "schema_file"))] = Field(
         examples=[{"id": {"nullable": False}}],
         description="May be left out if there is a schema. Rules by column or path (`user.age`): `type` (string, long, "
         "double, boolean, timestamp, date, binary, struct or list), `nullable`, `min`, `max`, `pattern` (RE2, found "

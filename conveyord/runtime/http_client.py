@@ -18,7 +18,6 @@ import ssl
 import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -79,13 +78,10 @@ def shown(url: str) -> str:
 class HttpClient:
     """Requests to one address and those it leads to. To be closed with `aclose`."""
 
-    def __init__(
-        self, home: str, *, limits: HttpLimits, credentials: Mapping[str, str], ca_file: str | None = None
-    ) -> None:
-        """Blocking: reads certificates. home: the configured address, whose origin gets `credentials`.
+    def __init__(self, home: str, *, limits: HttpLimits, credentials: Mapping[str, str], trust: ssl.SSLContext) -> None:
+        """home: the configured address, whose origin gets `credentials`. trust: whose certificates are believed.
 
-        ca_file: certificates in PEM form that are trusted beside the well-known ones.
-        Raises ConfigError for an address that cannot be asked, or certificates that cannot be read.
+        Raises ConfigError for an address that cannot be asked.
         """
         import httpx
 
@@ -93,7 +89,6 @@ class HttpClient:
         self._limits = limits
         self._credentials = dict(credentials)
         self._home = _origin(_address(home))
-        trust = _well_known() if ca_file is None else _also(ca_file)
         # The transport alone: the client around it keeps cookies, logs whole addresses, and looks into redirects.
         self._transport = httpx.AsyncHTTPTransport(
             verify=trust, trust_env=False, limits=httpx.Limits(max_connections=limits.connections_max)
@@ -113,7 +108,9 @@ class HttpClient:
         """
         with trio.move_on_after(self._limits.total_seconds):
             return await self._followed(method, url, content, headers or {})
-        raise Retryable(f"{shown(url)}: no whole answer within {self._limits.total_seconds:g} s")
+        raise Retryable(
+            f"{shown(url)}: no whole answer within {self._limits.total_seconds:g} s; raise timeout, or ask for less"
+        )
 
     def excerpt(self, reply: Reply) -> str:
         """The beginning of an answer, as it may be shown."""
@@ -244,7 +241,7 @@ class _Body:
             try:
                 chunk = self._inflate.decompress(chunk, room + 1)
             except zlib.error as error:
-                raise Retryable(f"{self._address}: the compressed answer is damaged ({error})") from error
+                raise Retryable(f"{self._address}: the compressed answer is damaged ({error}); run again") from error
             if self._inflate.unused_data:
                 raise Retryable(f"{self._address}: there is something behind the end of the compressed answer")
         if len(chunk) > room or self._wire_bytes > self._bytes_max:
@@ -258,7 +255,7 @@ class _Body:
     def whole(self) -> bytes:
         """All of it, once nothing more comes."""
         if self._inflate is not None and self._wire_bytes and not self._inflate.eof:
-            raise Retryable(f"{self._address}: the compressed answer ends early")
+            raise Retryable(f"{self._address}: the compressed answer ends early; run again")
         return b"".join(self._parts)
 
 
@@ -309,31 +306,12 @@ def _origin(url: httpx.URL) -> tuple[str, str, int]:
     return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
 
 
-@cache
-def _well_known() -> ssl.SSLContext:
-    """The authorities that everybody trusts. Made once: reading them takes longer than many a request."""
-    import httpx
-
-    return httpx.create_ssl_context(verify=True, trust_env=False)
-
-
-def _also(ca_file: str) -> ssl.SSLContext:
-    import httpx
-
-    trust = httpx.create_ssl_context(verify=True, trust_env=False)
-    try:
-        trust.load_verify_locations(ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"ca_file {ca_file}: cannot be read as certificates in PEM form ({error})") from error
-    return trust
-
-
 def _waited(error: httpx.TimeoutException, limits: HttpLimits) -> str:
     import httpx
 
     if isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout):
-        return f"no connection within {limits.connect_seconds:g} s"
-    return f"nothing more came for {limits.read_seconds:g} s"
+        return f"no connection within {limits.connect_seconds:g} s; check url, or raise connect_timeout"
+    return f"nothing more came for {limits.read_seconds:g} s; raise read_timeout, or run again later"
 
 
 def _failed(error: httpx.TransportError, address: str) -> ConveyordError:
@@ -350,4 +328,4 @@ def _failed(error: httpx.TransportError, address: str) -> ConveyordError:
             )
     reasons = [found.strerror for found in causes if isinstance(found, OSError) and found.strerror]
     reason = reasons[-1] if reasons else type(error).__name__
-    return Retryable(f"{address}: the connection failed ({reason})")
+    return Retryable(f"{address}: the connection failed ({reason}); check url and whether it runs, and run again")

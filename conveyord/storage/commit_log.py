@@ -62,6 +62,13 @@ class Manifest:
     sink: str = ""
 
 
+def former_names(manifest: Manifest, pipeline: str) -> tuple[str, ...]:
+    """Under which other names the pipeline wrote, the latest last: its files keep the name of their time."""
+    notes = manifest.notes
+    names = (*notes.get("formers", ()), notes.get("pipeline"))
+    return tuple(dict.fromkeys(str(name) for name in names if name is not None and name != pipeline))
+
+
 class CommitLog:
     """The manifests of one pipeline in one place. Blocking; one writer at a time, which its lock ensures.
 
@@ -73,6 +80,8 @@ class CommitLog:
         self.directory = directory
         self._sink = sink
         self._lock: int | None = None
+        self.took_over = False
+        """Whether `open` took the commits of a former name over."""
 
     def open(self, *, former: Path | None = None) -> Manifest | None:
         """Become the only writer, and return the newest commit, or None if there is none. Creates the directory.
@@ -170,20 +179,48 @@ class CommitLog:
         lock = self._locked(former)
         try:
             with suppress(FileNotFoundError):  # a run that committed nothing may have opened it
-                shutil.rmtree(self.directory)
+                self._make_way(former)
             make_durable_directories(self.directory.parent)
+            self.took_over = True
             former.rename(self.directory)
             sync_directory(self.directory.parent)
             sync_directory(former.parent)
         finally:
             os.close(lock)
 
+    def _make_way(self, former: Path) -> None:
+        """Remove this log, which holds no commits, but not those that other sinks of the pipeline have within it.
+
+        They move to `former` and come back with it, so a crash on the way leaves something to take over.
+        """
+        for within in sorted(path for path in self.directory.iterdir() if path.is_dir()):
+            if not CommitLog(within, sink="").numbers():
+                shutil.rmtree(within)
+                continue
+            there = former / within.name
+            if CommitLog(there, sink="").numbers():
+                raise Refused(f"{within}: both it and {there} hold commits; remove the one not to go on")
+            if there.exists():
+                shutil.rmtree(there)
+            within.rename(there)
+        sync_directory(former)
+        shutil.rmtree(self.directory)
+
     @staticmethod
     def _locked(directory: Path) -> int:
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock)
-            raise Refused(f"{directory}: another run of this pipeline writes here; wait for it, or stop it") from error
-        return lock
+        refusal = f"{directory}: another run of this pipeline writes here; wait for it, or stop it"
+        return locked(directory / "lock", refusal=refusal)
+
+
+def locked(path: Path, *, refusal: str) -> int:
+    """Lock a file, which is made if it is missing, until the descriptor that is returned is closed.
+
+    Raises Refused, saying `refusal`, if somebody else has locked it.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise Refused(refusal) from error
+    return lock

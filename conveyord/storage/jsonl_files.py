@@ -1,24 +1,27 @@
 """One pipeline's writing end of JSON lines files: exactly once, by remembering how long they are.
 
 Lines are appended to a file as they come. A commit syncs it and then writes a manifest (`commit_log.py`) that says how
-long the file is and up to where records are in it. On opening, what stands behind that length is cut off, and files
-that were begun after it are deleted; their records are read again. So a record is in the files once, wherever the
-process or the power went. Whoever reads while a run goes on may see lines that a crash then takes back, to come again.
+long the file is and up to where records are in it. On opening, what a crash left behind that length is cut off, and
+files that were begun after it are deleted; their records are read again. So a record is in the files once, wherever
+the process or the power went. Whoever reads while a run goes on may see lines that a crash then takes back, to come
+again. Only what the crashed run itself wrote is taken back, which it claims before (`claims.py`); for anything else
+that no commit explains the run stops: it is another program's, or the manifests are older than the files.
 
 A compressed file is a row of gzip members or zstd frames of about a megabyte of text each, and every commit ends one,
 so it can be cut at a commit like any other.
 
-Files belong to the pipeline: what others append to the newest one is cut off. They may be moved away at any time when
-no run writes, as a log rotation does; the next run begins another.
+Files belong to the pipeline: nobody else may append to the newest one. They may be moved away at any time when no run
+writes, as a log rotation does; the next run begins another.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,8 +32,18 @@ from conveyord.core.flow.positions import Positions, Span
 from conveyord.core.flow.tally import Tally
 from conveyord.core.planning.fence import Fence
 from conveyord.core.units import counted
-from conveyord.storage.commit_log import CommitLog, Manifest, file_stem, state_directory
+from conveyord.storage.claims import Claims
+from conveyord.storage.commit_log import (
+    STATE_DIRECTORY,
+    CommitLog,
+    Manifest,
+    file_stem,
+    former_names,
+    locked,
+    state_directory,
+)
 from conveyord.storage.disk import sync_directory, truncate, write_all
+from conveyord.storage.spill.names import escaped
 
 Compression = Literal["none", "gzip", "zstd"]
 
@@ -38,6 +51,7 @@ SUFFIXES: Mapping[Compression, str] = {"none": "", "gzip": ".gz", "zstd": ".zst"
 BLOCK_BYTES = 1024 * 1024  # of text in one gzip member or zstd frame: larger ones hardly pack better
 GZIP_LEVEL = 6
 ZSTD_LEVEL = 3
+TAIL_BYTES = 4096  # of what was committed that a file is known again by: a page, which was written just now
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +72,16 @@ class JsonlOptions:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """Where the next line goes: behind so many bytes and rows of a file. number: of the file, from 1; 0 for none."""
+    """Where the next line goes: behind so many bytes and rows of a file.
+
+    number: of the file, from 1; 0 for none. tail: digest of the last bytes before, of a commit that noted it.
+    """
 
     number: int = 0
     name: str = ""
     bytes: int = 0
     rows: int = 0
+    tail: str = ""
 
 
 class JsonlFiles:
@@ -73,10 +91,13 @@ class JsonlFiles:
         self._options = options
         self._home = options.path.parent if options.single else options.path
         self._log = CommitLog(self._state_of(options.pipeline), sink="file_jsonl")
+        self._claims = Claims(self._log.directory, self._home)
+        self._formers: tuple[str, ...] = ()
         self._compress = _compressor(options.compression)
         self._fence: Fence | None = None
         self._committed = _End()
         self._end = _End()
+        self._lock: int | None = None
         self._descriptor: int | None = None
         self._begun: list[_End] = []
         self._block: list[memoryview] = []
@@ -91,8 +112,8 @@ class JsonlFiles:
     def open(self) -> Positions:
         """Take back what was not committed, and return how far the files have been written.
 
-        Raises Refused if another run writes here or a file is not what was committed, Corrupt if the newest
-        manifest is damaged.
+        Raises Refused, before anything is taken back, if another run or pipeline writes here, a file is not what was
+        committed, or the file system has no hard links; Corrupt if the newest manifest is damaged.
         """
         options = self._options
         if options.path.exists() and options.path.is_dir() == options.single:
@@ -102,13 +123,28 @@ class JsonlFiles:
             )
         former = None if options.adopt_from is None else self._state_of(options.adopt_from)
         newest = self._log.open(former=former)
-        if newest is None:
-            self._refuse_others()
-            return Positions()
-        self._committed = _end_of(newest, self._log.directory)
+        if options.single:
+            self._lock = locked(
+                self._home / STATE_DIRECTORY / f"{escaped(options.path.name)}.lock",
+                refusal=f"{options.path}: another pipeline writes to this file at the moment; a file is for one "
+                "pipeline alone, so give this sink another path",
+            )
+        self._claims.check()
+        if newest is not None:
+            self._committed = _end_of(newest, self._log.directory)
+            self._formers = former_names(newest, options.pipeline)
+        self._refuse_others()
         self._take_back()
+        self._go_on()
+        if newest is None:
+            return Positions()
         self._fence = newest.fence
         return newest.fence.positions
+
+    @property
+    def took_over(self) -> bool:
+        """Whether `open` took over what the pipeline committed under its former name."""
+        return self._log.took_over
 
     @property
     def rows_left(self) -> int | None:
@@ -143,12 +179,14 @@ class JsonlFiles:
         """
         if self._descriptor is not None:
             self._settle()
+            self._end = replace(self._end, tail=_tail_digest(self._descriptor, self._end.bytes))
         if self._begun:
             sync_directory(self._home)
         fence = (self._fence or Fence(0)).advanced(spans, tally, self._rows, states)
         self._is_committing = True
-        self._fence = self._log.write(fence, _notes(self._options.pipeline, self._end))
+        self._fence = self._log.write(fence, self._notes())
         self._log.prune(self._fence)
+        self._claims.clear(but=self._end.name)
         self._is_committing = False
         self.rows_committed += self._rows
         self.files_committed += len(self._begun)
@@ -164,6 +202,9 @@ class JsonlFiles:
 
     def close(self) -> None:
         """Let another run write."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
         self._log.close()
 
     def _state_of(self, pipeline: str) -> Path:
@@ -175,30 +216,24 @@ class JsonlFiles:
         return f"{file_stem(self._options.pipeline)}-{number:08d}.jsonl{SUFFIXES[self._options.compression]}"
 
     def _numbered(self) -> list[tuple[int, Path]]:
-        """The files of this pipeline that are there, by number, the newest first."""
+        """The files of this pipeline, under whatever name it wrote them, by number, the newest first."""
         if self._options.single:
             return [(1, self._options.path)] if self._options.path.exists() else []
-        pattern = re.compile(re.escape(file_stem(self._options.pipeline)) + r"-(\d{8,})\.jsonl(\.gz|\.zst)?")
+        pattern = line_files_pattern((self._options.pipeline, *self._formers))
         found = ((int(match[1]), path) for path in self._home.iterdir() if (match := pattern.fullmatch(path.name)))
         return sorted(found, reverse=True)
 
     def _refuse_others(self) -> None:
-        for _, path in self._numbered():
-            raise Refused(
-                f"{path}: exists already, and {self._log.directory} knows of no commit to it; move it away, or restore "
-                "that directory from a backup"
-            )
-
-    def _take_back(self) -> None:
-        """Bring the files back to what was committed, and go on from there."""
-        kept = self._committed
+        """Stop at what neither a commit nor a crash of ours explains: going on would overwrite or double it."""
+        kept, state = self._committed, self._log.directory
         for number, path in self._numbered():
-            if number > kept.number:
-                path.unlink()
+            if number > kept.number and not self._claims.holds(path):
+                raise Refused(
+                    f"{path}: exists already, and {state} knows of no commit to it; move it away, or restore that "
+                    "directory as the last run left it"
+                )
         current = self._home / kept.name
         if not kept.name or not current.exists():
-            # Nothing yet, or the file was full or taken away: the next line begins another.
-            self._committed = self._end = _End(0 if self._options.single else kept.number)
             return
         size = current.stat().st_size
         if size < kept.bytes:
@@ -206,24 +241,66 @@ class JsonlFiles:
                 f"{current}: has {counted(size, 'byte')}, but {kept.bytes:,} were committed; somebody changed it. "
                 "Move it away, and the next run begins another"
             )
-        if size > kept.bytes:
+        if size > kept.bytes and not self._claims.holds(current):
+            raise Refused(
+                f"{current}: has {counted(size, 'byte')}, but {state} knows only of {kept.bytes:,}; it was appended to "
+                "or replaced, or that directory is older than it. Restore that directory as the last run left it, "
+                "or move the file away, and the next run begins another"
+            )
+        if kept.tail and not ends_as_committed(current, kept.bytes, kept.tail):
+            raise Refused(
+                f"{current}: its {kept.bytes:,} committed bytes end otherwise than when they were committed; somebody "
+                "replaced or changed it. Move it away, and the next run begins another"
+            )
+
+    def _take_back(self) -> None:
+        """Bring the files that this run or one that crashed wrote to back to what was committed."""
+        kept = self._committed
+        current = self._home / kept.name
+        if kept.name and self._claims.holds(current) and current.stat().st_size > kept.bytes:
             truncate(current, kept.bytes)
-        is_other = kept.name != self._name(kept.number)  # compression was changed
+        begun = [path for number, path in self._numbered() if number > kept.number and self._claims.holds(path)]
+        for path in begun:
+            path.unlink()
+        if begun:
+            sync_directory(self._home)  # a file that came back without its claim would be a stranger's
+        self._claims.clear()
+
+    def _go_on(self) -> None:
+        """Let the next line go to where the last commit ended."""
+        kept = self._committed
+        if not kept.name or not (self._home / kept.name).exists():
+            # Nothing yet, or the file was full or taken away: the next line begins another.
+            self._committed = self._end = _End(0 if self._options.single else kept.number)
+            return
+        is_other = kept.name != self._name(kept.number)  # compression or the pipeline's name was changed
         self._end = _End(kept.number) if is_other else kept
+
+    def _notes(self) -> dict[str, Any]:
+        end = self._end
+        return {
+            "pipeline": self._options.pipeline,
+            "formers": list(self._formers),
+            "number": end.number,
+            "name": end.name,
+            "bytes": end.bytes,
+            "rows": end.rows,
+            "tail": end.tail,
+        }
 
     def _begin(self) -> None:
         """Open the file that the next line goes to."""
         is_new = not self._end.name
         if is_new and (self._fence is None or self._options.single):
-            # Said before the file is there: what a crash leaves would be a stranger's, or the file that was taken away.
-            self._fence = self._log.write(self._fence or Fence(0), _notes(self._options.pipeline, self._end))
-        if is_new:
-            number = self._end.number + 1
-            self._end = _End(number, self._name(number))
-        flags = os.O_WRONLY | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if is_new else 0)
-        self._descriptor = os.open(self._home / self._end.name, flags, 0o644)
-        if is_new:
-            self._begun.append(self._end)
+            # Said before the file is there: what a crash leaves would be taken for the file that was taken away.
+            self._fence = self._log.write(self._fence or Fence(0), self._notes())
+        if not is_new:
+            self._descriptor = self._claims.resume(self._end.name)
+            return
+        number = self._end.number + 1
+        self._descriptor = self._claims.begin(self._name(number))
+        self._end = _End(number, self._name(number))
+        self._begun.append(self._end)
 
     def _flush(self) -> None:
         if not self._block:
@@ -250,6 +327,12 @@ class JsonlFiles:
             self._end = _End(self._end.number)
 
 
+def line_files_pattern(pipelines: Iterable[str]) -> re.Pattern[str]:
+    """Matches the name of every file that one of `pipelines` begins in a directory; group 1 is its number."""
+    stems = "|".join(re.escape(file_stem(pipeline)) for pipeline in pipelines)
+    return re.compile(rf"(?:{stems})-(\d{{8,}})\.jsonl(?:\.gz|\.zst)?")
+
+
 def _compressor(compression: Compression) -> Callable[[bytes | memoryview], bytes] | None:
     if compression == "none":
         return None
@@ -258,13 +341,21 @@ def _compressor(compression: Compression) -> Callable[[bytes | memoryview], byte
     return lambda text: gzip.compress(text, GZIP_LEVEL, mtime=0)
 
 
-def _notes(pipeline: str, end: _End) -> dict[str, Any]:
-    return {"pipeline": pipeline, "number": end.number, "name": end.name, "bytes": end.bytes, "rows": end.rows}
+def _tail_digest(descriptor: int, end: int) -> str:
+    first = max(0, end - TAIL_BYTES)
+    return hashlib.sha256(os.pread(descriptor, end - first, first)).hexdigest()
+
+
+def ends_as_committed(path: Path, size_bytes: int, tail: str) -> bool:
+    """Whether the first `size_bytes` of a file end as a commit noted, by the digest `tail` of their last bytes."""
+    with path.open("rb") as file:
+        return _tail_digest(file.fileno(), size_bytes) == tail
 
 
 def _end_of(manifest: Manifest, where: Path) -> _End:
     notes = manifest.notes
     try:
-        return _End(int(notes["number"]), str(notes["name"]), int(notes["bytes"]), int(notes["rows"]))
+        tail = str(notes.get("tail", ""))  # earlier versions noted none
+        return _End(int(notes["number"]), str(notes["name"]), int(notes["bytes"]), int(notes["rows"]), tail)
     except (KeyError, TypeError, ValueError) as error:
         raise Corrupt(f"{where}: commit {manifest.fence.n} does not say its file ({error!r}); restore it") from error

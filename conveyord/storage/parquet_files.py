@@ -7,12 +7,13 @@ sizes, places and statistics of all columns: a file that was replaced or rewritt
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from conveyord.core.errors import ConfigError, RecordError, Refused, Retryable
@@ -20,6 +21,7 @@ from conveyord.core.flow.positions import Position
 
 BATCH_BYTES = 8 * 1024 * 1024  # of decoded columns in one batch, as far as the footer tells
 READ_BYTES = 256 * 1024  # read ahead in each column; else a whole column of a row group would be held
+SWOLLEN_BYTES = 64 * 1024 * 1024  # of one batch, if each of its texts were as long as the longest in a dictionary
 NEAR_ROWS = 1024  # what stands before damage is read in steps of this size, so at most as much falls with it
 ENCRYPTED_MAGIC = b"PARE"
 ENCRYPTED_SAYING = "Cannot decrypt"  # how Arrow begins to say that a column is encrypted
@@ -152,7 +154,41 @@ class ParquetReader:
     def _rows_at_a_time(self, group: int) -> int:
         found = self._file.metadata.row_group(group)
         row_bytes = max(1, found.total_byte_size // max(1, found.num_rows))
-        return int(max(1, min(self._batch_rows, BATCH_BYTES // row_bytes)))
+        rows = int(max(1, min(self._batch_rows, BATCH_BYTES // row_bytes)))
+        return max(1, min(rows, int(SWOLLEN_BYTES // self._text_bytes_max(group, rows))))
+
+    def _text_bytes_max(self, group: int, rows: int) -> float:
+        """About what the texts of one row take at most, if its lists are of average length; at least 1.
+
+        A footer tells the size of what is encoded: a text that a dictionary holds once may stand in every row, and a
+        file of some hundred bytes become gigabytes. rows: how many would be read at a time; if they cannot become too
+        large, nothing is looked at.
+        """
+        found = self._file.metadata.row_group(group)
+        if rows * found.total_byte_size <= SWOLLEN_BYTES:
+            return 1.0
+        size_bytes = 1.0
+        for index, column in enumerate(self._file.schema):
+            is_read = self._columns is None or column.path.split(".")[0] in self._columns
+            if is_read and column.physical_type == "BYTE_ARRAY":
+                longest = self._longest_in_dictionary(group, column.path)
+                if longest:  # only now: asking the metadata of an encrypted column would abort the process
+                    size_bytes += longest * found.column(index).num_values / max(1, found.num_rows)
+        return size_bytes
+
+    def _longest_in_dictionary(self, group: int, path: str) -> int:
+        """Bytes of the longest text in the dictionary of a column; 0 if there is none, or it cannot be read."""
+        import pyarrow.parquet as pq
+
+        options = {"metadata": self._file.metadata, "read_dictionary": [path], "buffer_size": READ_BYTES}
+        try:
+            file = pq.ParquetFile(self._handle, pre_buffer=False, **options)
+            first = next(file.iter_batches(1, row_groups=[group], columns=[path], use_threads=False), None)
+            lengths = [] if first is None else [_longest(words) for words in _dictionaries(first.columns)]
+        except DAMAGE as error:
+            _raise_if_disk(self._path, error)
+            return 0  # whatever it is, it is met again at its place
+        return max(lengths, default=0)
 
     def _parse(self) -> Any:
         import pyarrow.parquet as pq
@@ -187,6 +223,23 @@ class ParquetReader:
     def _tail(self, size_bytes: int) -> bytes:
         size = self._handle.size()
         return bytes(self._handle.read_at(min(size, size_bytes), max(0, size - size_bytes)))
+
+
+def _dictionaries(arrays: Iterable[pa.Array]) -> Iterator[pa.Array]:
+    """The dictionaries in some columns, at any depth."""
+    for array in arrays:
+        if pt.is_dictionary(array.type):
+            yield array.dictionary
+        elif pt.is_struct(array.type):
+            yield from _dictionaries(array.field(index) for index in range(array.type.num_fields))
+        elif pt.is_map(array.type):
+            yield from _dictionaries((array.keys, array.items))
+        elif pt.is_nested(array.type):
+            yield from _dictionaries((array.values,))
+
+
+def _longest(words: pa.Array) -> int:
+    return int(pc.max(pc.binary_length(words)).as_py() or 0)
 
 
 def _opened(path: Path) -> Any:

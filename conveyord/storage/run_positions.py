@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from conveyord.core.errors import ConveyordError, Corrupt, Refused, Retryable, StorageFull
+from conveyord.core.errors import Corrupt, Refused
 from conveyord.core.flow.positions import Partition, Position, Positions, Span
 from conveyord.storage.disk import sync_directory
+from conveyord.storage.sqlite_errors import transaction, translated
 
 POSITIONS_FILE = "positions.db"
 LOCK_WAIT_SECONDS = 30  # other sinks of this process hold it for one small transaction at a time
@@ -53,11 +54,6 @@ CREATE TABLE states (
 """
 
 _OF_SINK = "pipeline = ? AND stage = ? AND destination = ?"
-_PRIMARY_CODE = 0xFF  # extended result codes of SQLite carry the primary one in their low byte
-_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_FULL = frozenset({sqlite3.SQLITE_FULL})
-_UNWRITABLE = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM})
-_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR})
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +99,7 @@ class RunPositions:
 
     def load(self, key: SinkKey) -> Positions | None:
         """What was stored last for `key`, or None if nothing ever was."""
-        with self._lock, self._translating(), self._transaction("BEGIN"):
+        with self._lock, self._translating(), transaction(self._connection, "BEGIN"):
             return self._load(key)
 
     def store(self, key: SinkKey, spans: Iterable[Span], states: Mapping[str, str]) -> None:
@@ -113,7 +109,7 @@ class RunPositions:
         a bug upstream, and storing it would hide lost rows.
         """
         spans = tuple(spans)
-        with self._lock, self._translating(), self._transaction("BEGIN IMMEDIATE"):
+        with self._lock, self._translating(), transaction(self._connection):
             moved = self._of(key, {span.partition for span in spans}).advanced(spans)
             self._write(key, moved, states)
 
@@ -124,7 +120,7 @@ class RunPositions:
         """
         old = SinkKey(former, key.stage, key.destination)
         what = f"sink {key.stage!r} to {key.destination}"
-        with self._lock, self._translating(), self._transaction("BEGIN IMMEDIATE"):
+        with self._lock, self._translating(), transaction(self._connection):
             own, theirs = self._load(key), self._load(old)
             if own is not None and theirs is not None:
                 raise Refused(f"{what}: both {former} and {key.pipeline} have positions; run without --adopt")
@@ -142,7 +138,7 @@ class RunPositions:
         # connections; deleting the journal instead would need one more sync, of the directory.
         self._connection.execute("PRAGMA journal_mode = TRUNCATE")
         self._connection.execute("PRAGMA synchronous = FULL")
-        with self._transaction("BEGIN IMMEDIATE"):  # another sink may be making the tables
+        with transaction(self._connection):  # another sink may be making the tables
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 for statement in SCHEMA.split(";")[:-1]:
@@ -186,38 +182,8 @@ class RunPositions:
             ((*astuple(key), source, state) for source, state in states.items()),
         )
 
-    @contextmanager
-    def _transaction(self, begin: str) -> Iterator[None]:
-        self._connection.execute(begin)
-        try:
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:  # SQLite has rolled back by itself after some errors
-                self._connection.execute("ROLLBACK")
-            raise
-
-    @contextmanager
-    def _translating(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise self._meaning(error) or error from error
-        except OSError as error:
-            raise StorageFull(f"{self._path}: {error.strerror}; make its directory writable and run again") from error
-
-    def _meaning(self, error: sqlite3.Error) -> ConveyordError | None:
-        """What an error of SQLite means; None for a mistake of ours."""
-        code = getattr(error, "sqlite_errorcode", -1) & _PRIMARY_CODE
-        if code in _DAMAGED:
-            return self._damaged(error)
-        if code in _FULL:
-            return StorageFull(f"{self._path}: {error}; free space and run again, no position that was stored is lost")
-        if code in _UNWRITABLE:
-            return StorageFull(f"{self._path}: {error}; make the file and its directory writable, then run again")
-        if code in _BUSY:
-            return Retryable(f"{self._path}: {error}; check the disk and what else uses this file, then run again")
-        return None
+    def _translating(self) -> AbstractContextManager[None]:
+        return translated(self._path, damaged=self._damaged, promise="no position that was stored is lost")
 
     def _damaged(self, reason: object) -> Corrupt:
         return Corrupt(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from conveyord.cli.main import conveyord, invoke
+from tests.e2e.harness import CONVEYORD, Running
 
 PLUGIN = Path(__file__).resolve().parents[1] / "data" / "plugin"
 COMMAND = (sys.executable, "-m", "conveyord")
@@ -38,17 +39,10 @@ class Shell:
         return {**os.environ, "PYTHONPATH": str(PLUGIN), **extra}
 
     def run(self, *arguments: str, cwd: Path, **extra: str) -> Ended:
-        """Run one command to its end."""
-        ended = subprocess.run(
-            [*COMMAND, *arguments],
-            cwd=cwd,
-            env=self.environment(**extra),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        return Ended(ended.returncode, ended.stdout, ended.stderr)
+        """Run one command to its end, forked (see forking.py) unless a setting is Python's own."""
+        is_new = any(name.startswith("PYTHON") for name in extra)
+        ended = Running([str(CONVEYORD), *arguments], cwd, self.environment(**extra), is_new=is_new).wait()
+        return Ended(ended.code, ended.out, ended.err)
 
     def popen(self, *arguments: str, cwd: Path, **options: Any) -> subprocess.Popen[str]:
         """Start one command; its output goes into pipes unless `options` say otherwise."""

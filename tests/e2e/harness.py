@@ -25,6 +25,8 @@ import duckdb
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.table import StaticTable, Table
 
+from tests.e2e.forking import Forked, start
+
 ROOT = Path(__file__).resolve().parents[2]
 CONVEYORD = Path(sys.executable).with_name("conveyord")
 RUN_SECONDS_MAX = 180.0  # a run that takes longer here hangs
@@ -72,19 +74,27 @@ class Ended:
 
 
 class Running:
-    """A started process; its output goes to files, so that nothing waits for a reader."""
+    """A started process; its output goes to files, so that nothing waits for a reader.
 
-    def __init__(self, arguments: list[str], cwd: Path, env: dict[str, str] | None = None) -> None:
+    `conveyord` is forked from a process that has its imports, unless `is_new`; anything else is a new process anyway.
+    """
+
+    def __init__(
+        self, arguments: list[str], cwd: Path, env: dict[str, str] | None = None, *, is_new: bool = False
+    ) -> None:
         self._out = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed by `wait`
         self._err = tempfile.TemporaryFile("w+b")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            arguments,
-            cwd=cwd,
-            stdout=self._out,
-            stderr=self._err,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **(env or {})},
-        )
+        environment = {**os.environ, **(env or {})}
+        self._process: subprocess.Popen[bytes] | Forked
+        with open(os.devnull, "rb") as nothing:
+            streams = (nothing.fileno(), self._out.fileno(), self._err.fileno())
+            if arguments[0] == str(CONVEYORD) and not is_new:
+                self._process = start(arguments, cwd=cwd, env=environment, streams=streams)
+            else:
+                stdin, stdout, stderr = streams
+                self._process = subprocess.Popen(
+                    arguments, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, env=environment
+                )
         self._ended: Ended | None = None
         self._rss_bytes = 0
 
@@ -95,8 +105,13 @@ class Running:
     def err(self) -> str:
         return os.pread(self._err.fileno(), os.fstat(self._err.fileno()).st_size, 0).decode()
 
+    def has_ended(self) -> bool:
+        """Whether it is gone by now."""
+        return self._reap()
+
     def send(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
+        with suppress(ProcessLookupError):  # it has just ended, and who forked it has collected it
+            os.kill(self.pid, number)
 
     def saw(self, text: str, *, times: int = 1) -> bool:
         """Wait until stderr holds `text` so often. False if the process ends before."""
@@ -105,7 +120,7 @@ class Running:
     def until(self, condition: Callable[[], bool]) -> bool:
         deadline = time.monotonic() + RUN_SECONDS_MAX
         while not condition():
-            if self._reap(os.WNOHANG):
+            if self._reap():
                 return False
             assert time.monotonic() < deadline, f"waited in vain; stderr:\n{self.err()}"
             time.sleep(POLL_SECONDS)
@@ -116,7 +131,7 @@ class Running:
         try:
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline:
-                if self._reap(os.WNOHANG):
+                if self._reap():
                     return False
                 time.sleep(POLL_SECONDS)
             self.send(signal.SIGKILL)
@@ -126,17 +141,18 @@ class Running:
 
     def wait(self) -> Ended:
         deadline = time.monotonic() + RUN_SECONDS_MAX
-        while not self._reap(os.WNOHANG):
+        while not self._reap():
             if time.monotonic() > deadline:
                 said = self.err()
                 self.send(signal.SIGKILL)
-                self._reap(0)
+                self._process.wait()
+                self._reap()
                 raise AssertionError(f"a run did not end within {RUN_SECONDS_MAX:g} s:\n{said}")
             time.sleep(POLL_SECONDS)
         assert self._ended is not None
         return self._ended
 
-    def _reap(self, options: int) -> bool:
+    def _reap(self) -> bool:
         """Collect the process if it has ended, and note its peak memory as long as it has not."""
         if self._ended is not None:
             return True
@@ -144,13 +160,12 @@ class Running:
         with suppress(OSError):
             peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
             self._rss_bytes = int(peak[1]) * 1024 if peak else self._rss_bytes
-        pid, status = os.waitpid(self.pid, options)
-        if pid == 0:
+        code = self._process.poll()
+        if code is None:
             return False
-        self._process.returncode = os.waitstatus_to_exitcode(status)
         self._out.seek(0)
         out, err = self._out.read().decode(), self.err()
-        self._ended = Ended(self._process.returncode, out, err, self._rss_bytes)
+        self._ended = Ended(code, out, err, self._rss_bytes)
         self._out.close()
         self._err.close()
         return True

@@ -22,18 +22,25 @@ from pyiceberg.table import Table
 from pyiceberg.types import LongType
 
 from tests.e2e.harness import Job, conveyord, lines
+from tests.storage.object_stores import Servers, servers_below
 from tests.storage.rest_catalog import serving
-from tests.storage.s3_rig import faulty, s3_server
 
 # The REST server's handlers keep their sockets until it goes away.
 pytestmark = [
+    pytest.mark.usefixtures("unclosed_files"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 RECORDS = 2_000
 SNAPSHOTS_MAX = 40  # that maintenance leaves
-CASES = ["sql", "sql-s3", "sql-s3-encrypted", "rest", "rest-s3"]
+STORES = ["moto", "versitygw", "gcs"]
+CASES = [
+    "sql",
+    "sql-moto-encrypted",
+    "rest",
+    *(f"{catalog}-{store}" for catalog in ("sql", "rest") for store in STORES),
+]
 QUICK = {"rest"}
 
 
@@ -70,18 +77,18 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def s3_port() -> Iterator[int]:
-    with s3_server() as port:
-        yield port
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with servers_below(tmp_path_factory.mktemp("stores")) as found:
+        yield found
 
 
 @pytest.fixture(params=[pytest.param(case, marks=[] if case in QUICK else pytest.mark.check) for case in CASES])
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case]:
+def case(request: pytest.FixtureRequest, tmp_path: Path, servers: Servers) -> Iterator[Case]:
     with ExitStack() as stack:
         files = {"warehouse": f"file://{tmp_path / 'warehouse'}"}
-        if "s3" in request.param:
-            store = stack.enter_context(faulty(request.getfixturevalue("s3_port")))
-            files = store.properties(warehouse=tmp_path.name)
+        for store in STORES:
+            if store in request.param:
+                files = servers.get(store).properties(tmp_path.name)
         if "encrypted" in request.param:
             files["s3.server-side-encryption"] = "AES256"
         sql = {"type": "sql", "uri": f"sqlite:///{tmp_path / 'tried.db'}?timeout=30", **files}

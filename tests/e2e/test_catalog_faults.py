@@ -20,6 +20,7 @@ from tests.storage.rest_catalog import RestServer
 
 # Handlers that never answered keep their sockets until the server goes away.
 pytestmark = [
+    pytest.mark.usefixtures("unclosed_files"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import trio
 from hypothesis import given
@@ -11,7 +13,25 @@ from structlog.testing import capture_logs
 from conveyord.cli.display import LOG_SECONDS, RATE_WINDOW_SECONDS, LogDisplay, RowRate, progress_lines, summary_text
 from conveyord.core.errors import Refused
 from conveyord.engine.contracts import SinkReport
+from conveyord.engine.health import SourceHealth
 from conveyord.engine.summary import RunProgress, RunSummary, SinkProgress
+
+BEHIND = SourceHealth(
+    records=12_345,
+    bytes=10**6,
+    lag_records=1234,
+    lag_seconds=75.2,
+    partitions=8,
+    rebalances=1,
+    pauses=2,
+    gaps=3,
+    errors=Counter({"UNAVAILABLE": 4, "REFUSED": 1}),
+    lags={"t/0": 1234},
+)
+BEHIND_LINE = (
+    "12,345 records   1,234 unread, the oldest 1m 15s old   8 partitions   1 rebalance   2 pauses   3 offsets lost   "
+    "1 error REFUSED   4 errors UNAVAILABLE"
+)
 
 
 def test_the_rate_is_of_the_last_seconds_only() -> None:
@@ -43,6 +63,27 @@ async def test_log_lines_come_every_ten_seconds(autojump_clock: trio.testing.Moc
     assert LOG_SECONDS > RATE_WINDOW_SECONDS
 
 
+async def test_every_source_with_a_health_has_a_log_line_of_its_own(autojump_clock: trio.testing.MockClock) -> None:
+    progress = RunProgress(sources={"orders": BEHIND, "users": SourceHealth()})
+    with capture_logs() as logs, trio.move_on_after(LOG_SECONDS * 1.5):
+        await LogDisplay("default/p").follow(lambda: progress)
+    assert [entry["event"] for entry in logs] == ["progress", "source", "source"]
+    assert {key: logs[1][key] for key in logs[1] if key not in {"event", "log_level"}} == {
+        "pipeline": "default/p",
+        "source": "orders",
+        "records": 12_345,
+        "bytes": 10**6,
+        "lag_records": 1234,
+        "lag_seconds": 75.2,
+        "partitions": 8,
+        "rebalances": 1,
+        "pauses": 2,
+        "gaps": 3,
+        "errors": {"REFUSED": 1, "UNAVAILABLE": 4},
+    }
+    assert (logs[2]["source"], logs[2]["lag_records"], logs[2]["errors"]) == ("users", None, {})
+
+
 @pytest.mark.parametrize(
     ("progress", "expected"),
     [
@@ -52,10 +93,26 @@ async def test_log_lines_come_every_ten_seconds(autojump_clock: trio.testing.Moc
         (RunProgress(bytes_in=1 << 20, bytes_total=4 << 20), ("bytes", "1.00 MiB of 4.00 MiB   25 %")),
         (RunProgress(rows_out=2, filtered=1, skipped=3), ("rows out", "2   1 filtered   3 bad, skipped")),
         (RunProgress(sinks={"sink": SinkProgress(1000, 1, 2)}), ("sink", "1,000 rows   1 file   2 commits")),
+        (RunProgress(sources={"orders": BEHIND}), ("orders", BEHIND_LINE)),
+        (RunProgress(sources={"orders": SourceHealth()}), ("orders", "0 records   lag unknown   0 partitions")),
+        (
+            RunProgress(sources={"orders": SourceHealth(records=1, lag_records=0, lag_seconds=0.0, partitions=1)}),
+            ("orders", "1 record   nothing unread   1 partition"),
+        ),
+        (
+            RunProgress(sources={"orders": SourceHealth(lag_records=2, partitions=1)}),
+            ("orders", "0 records   2 unread   1 partition"),
+        ),
     ],
 )
 def test_progress_shows_what_matters(progress: RunProgress, expected: tuple[str, str]) -> None:
     assert expected in progress_lines(progress, 10.0)
+
+
+def test_a_summary_has_a_line_for_every_source_with_a_health() -> None:
+    progress = RunProgress(pipeline="default/p", rows_in=10, sources={"orders": BEHIND})
+    text = summary_text(RunSummary.of(progress, status="drained", seconds=2), hints=[])
+    assert f"  orders    {BEHIND_LINE}\n" in text
 
 
 def test_a_failed_summary_has_no_hints_unless_something_was_committed() -> None:

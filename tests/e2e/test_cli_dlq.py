@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conveyord.storage.dead_letters.letters import Selection
+from conveyord.cli.dlq_records import check_record
+from conveyord.core.errors import ConfigError
+from conveyord.core.flow.dead_letters import PARTS_PER_LETTER
+from conveyord.core.flow.positions import Partition
+from conveyord.storage.dead_letters.letters import Selection, StoredLetter
 from conveyord.storage.locks import owned
 from tests.storage.dead_letters_rig import letter, opened, segments
 
@@ -115,6 +120,8 @@ def test_show_gives_everything_a_letter_holds(call: Any, letters: Path) -> None:
         "message": "record 30 is bad",
         "attempts": 1,
         "state": "dead",
+        "came_from": None,
+        "lacked_by": ["sinks that keep no positions"],
         "edited": False,
         "damage": None,
         "raw": '{"id": 7}',
@@ -125,6 +132,14 @@ def test_show_gives_everything_a_letter_holds(call: Any, letters: Path) -> None:
     assert "record       source: /in/a.jsonl, offset 30, row 2" in text
     assert '  "amount": "12.50"' in text
     assert '{"id": 1, "x": }' in call("dlq", "show", 1, "--data-dir", letters).out
+
+
+def test_show_names_the_letter_that_failed_further_on(call: Any, letters: Path) -> None:
+    with opened(letters) as store:
+        store.put([letter(30, stage="later", part=3 * PARTS_PER_LETTER, row=stream(ROW))], now())
+    assert "came from    dead letter 3, when that was replayed" in call("dlq", "show", 5, "--data-dir", letters).out
+    assert call("dlq", "show", 5, "--data-dir", letters, "-o", "json").json["came_from"] == 3
+    assert "came from" not in call("dlq", "show", 3, "--data-dir", letters).out
 
 
 def test_binary_records_and_control_characters_do_not_reach_a_terminal(call: Any, letters: Path) -> None:
@@ -179,7 +194,7 @@ def test_an_id_that_cannot_be_is_a_usage_error(call: Any, letters: Path, letter_
 
 def test_a_record_is_taken_from_a_file_byte_by_byte(call: Any, letters: Path, tmp_path: Path) -> None:
     (tmp_path / "new").write_bytes(b"\x00\xffnew\n")
-    ended = call("dlq", "edit", 1, "--set-raw", tmp_path / "new", "--data-dir", letters, "-o", "json")
+    ended = call("dlq", "edit", 1, "--set-raw", tmp_path / "new", "--as-is", "--data-dir", letters, "-o", "json")
     assert ended.json == {"id": 1, "edited": True}
     with opened(letters) as store:
         assert (store.get(1).letter.raw, store.get(1).edited) == (b"\x00\xffnew\n", True)
@@ -208,6 +223,11 @@ def test_a_row_is_edited_by_the_types_it_had(call: Any, letters: Path, tmp_path:
         ('{"id": true}', "column 'id' of the edited row: true is no int64"),
         ('{"at": 5}', "column 'at' of the edited row: 5 is no timestamp[ns, tz=UTC]"),
         ('{"tags": "a"}', "column 'tags' of the edited row"),
+        ('{"id": 1, "id": 2}', "the edited row has the key 'id' more than once in one object, with 1 and 2; keep one"),
+        ('{"tags": {"a": 1, "a": 1}}', "the edited row has the key 'a' more than once"),
+        ('{"id": 1, "tags": null}', "lacks 2 columns that it had: 'at', 'amount'; give null for no value"),
+        ("{}", "lacks 4 columns that it had: 'id', 'at', 'tags', 'amount'"),
+        ("[" * 100_000, "the edited row is not JSON"),
         ('{"amount": "1.234"}', "column 'amount' of the edited row: \"1.234\" is no decimal128(10, 2)"),
     ],
 )
@@ -220,6 +240,62 @@ def test_an_edited_row_that_does_not_fit_is_refused(
     assert sentence in ended.err
     with opened(letters) as store:
         assert not store.get(3).edited
+
+
+def test_a_field_of_an_object_that_an_edited_row_leaves_out_is_named(call: Any, data_dir: Path, tmp_path: Path) -> None:
+    nested = pa.record_batch({"o": [{"x": 1, "deep": {"y": 2, "z": 3}}]})
+    with opened(data_dir) as store:
+        store.put([letter(30, stage="clean", text="{}", row=stream(nested))], now())
+    (tmp_path / "row").write_text('{"o": {"x": 1, "deep": {"y": 5}}}')
+    ended = call("dlq", "edit", 1, "--set-row", tmp_path / "row", "--data-dir", data_dir)
+    assert ended.code == 2
+    assert "column 'o.deep' of the edited row lacks 1 field that it had: 'z'; give null for no value" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("place", "former", "text", "problem"),
+    [
+        ("/in/a.jsonl", None, '{"a": 1}\n{"a": 2}\n', "it is 2 lines, and each is a record"),
+        ("/in/a.jsonl", None, "[1]", "a record must be a JSON object"),
+        ("/in/a.json.gz", None, '{"a": 1} {"a": 2}', "more than one JSON value on the line"),
+        ("/in/a.ndjson.zst", None, '\ufeff{"a": 1, "a": 2}', "the key 'a' stands twice"),
+        ("/in/a.jsonl", None, '{"a": 1}\n\n', None),
+        ("/in/csv.json", "a,b\n1,2,3", "a,b\n1,2", None),
+        ("https://example.org/events", None, "[1]", "a record must be a JSON object"),
+        ("https://example.org/events", None, '{"a": 1}\n{"a": 2}', "more than one JSON value"),
+        ("push-3f", None, '{"a":\n 1}', None),
+        ("push-me[0]", None, "[1]", None),
+        ("events[3]", None, "[1]", None),
+        ("/in/a.csv", "a,b\n1,2,3\n", 'a,b\n1,"x\ny"\n', None),
+        ("/in/a.csv", "a;b\n1;2;3\n", 'a;b\n1;"x\ny"\n', None),
+        ("/in/a.csv", "a,b\n1,2,3\n", "a,b\n1,2\n3,4\n", "it is 3 lines, and a header and a record are two"),
+        ("/in/a.csv", "a,b\n1,2,3\n", "1,2\n", "it is one line, and was two: the file's header goes before"),
+        ("/in/a.tsv", "1\t2\t3\n", "1\t2\n3\t4\n", "it is two lines, and was one"),
+        ("/in/a.tsv", "1\t2\t3\n", "1\t2\n", None),
+    ],
+)
+def test_a_record_is_one_of_its_source_or_refused(
+    place: str, former: str | None, text: str, problem: str | None
+) -> None:
+    bad = letter(10, text=former or "{")
+    bad = replace(bad, key=replace(bad.key, partition=Partition("source", place)))
+    stored = StoredLetter(7, bad, 0, 0, {"a sink": None})
+    if problem is None:
+        check_record(stored, text.encode())
+        return
+    with pytest.raises(ConfigError) as refused:
+        check_record(stored, text.encode())
+    message = str(refused.value)
+    assert message.startswith(f"dead letter 7 is one record of {place}, and the new content is not: {problem}")
+    assert message.endswith("give one record, or --as-is if its source reads in another way than that name tells")
+
+
+def test_an_edit_that_makes_several_records_of_one_is_refused(call: Any, letters: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").write_text('{"id": 1}\n{"id": 2}\n')
+    ended = call("dlq", "edit", 1, "--set-raw", tmp_path / "new", "--data-dir", letters, "-o", "json")
+    assert (ended.code, "it is 2 lines, and each is a record" in ended.err) == (2, True)
+    with opened(letters) as store:
+        assert not store.get(1).edited
 
 
 def editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -267,6 +343,14 @@ def test_an_editor_that_leaves_nothing_changes_nothing(
         assert store.get(1) == before
 
 
+def test_an_editor_that_removes_the_file_changes_nothing(
+    call: Any, letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor(tmp_path, monkeypatch, """rm "$1" """)
+    ended = call("dlq", "edit", 1, "--data-dir", letters)
+    assert (ended.code, "the editor removed the file" in ended.err) == (1, True)
+
+
 def test_what_was_written_in_vain_is_kept_in_a_file(
     call: Any, letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,7 +375,12 @@ def test_an_editor_that_fails_is_exit_code_1(
 
 def test_an_export_holds_every_letter_in_both_formats(call: Any, letters: Path, tmp_path: Path) -> None:
     lines, table = tmp_path / "out.jsonl", tmp_path / "out.parquet"
-    assert call("dlq", "export", lines, "--data-dir", letters, "-o", "json").json == {"file": str(lines), "letters": 4}
+    assert call("dlq", "export", lines, "--data-dir", letters, "-o", "json").json == {
+        "file": str(lines),
+        "letters": 4,
+        "without_content": 0,
+        "damaged": 0,
+    }
     assert "3 dead letters written" in call("dlq", "export", table, "--pipeline", "job", "--data-dir", letters).out
     objects = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     assert objects[2] == call("dlq", "show", 3, "--data-dir", letters, "-o", "json").json
@@ -352,9 +441,15 @@ def test_a_damaged_letter_is_listed_shown_exported_and_purged(call: Any, letters
     assert (shown.code, "damaged      segment-00000001.bin is missing" in shown.out) == (0, True)
     ended = call("dlq", "edit", 1, "--data-dir", letters)
     assert (ended.code, "nothing to edit: segment-00000001.bin is missing" in ended.err) == (1, True)
-    assert call("dlq", "export", tmp_path / "o.jsonl", "--data-dir", letters).code == 0
+    with opened(letters) as store:
+        store.put([letter(50, raw=None), letter(60)], now())
+    exported = call("dlq", "export", tmp_path / "o.jsonl", "--data-dir", letters)
+    assert (exported.code, exported.out) == (0, f"6 dead letters written to {tmp_path}/o.jsonl\n")
+    assert "5 of them without content, 4 damaged, which `conveyord dlq show ID` explains\n" in exported.err
+    counts = call("dlq", "export", tmp_path / "o.parquet", "--data-dir", letters, "-o", "json").json
+    assert (counts["letters"], counts["without_content"], counts["damaged"]) == (6, 5, 4)
     assert json.loads((tmp_path / "o.jsonl").read_text().splitlines()[0])["damage"] == "segment-00000001.bin is missing"
-    assert call("dlq", "purge", "--all", "--yes", "--data-dir", letters, "-o", "json").json == {"purged": 4}
+    assert call("dlq", "purge", "--all", "--yes", "--data-dir", letters, "-o", "json").json == {"purged": 6}
 
 
 @pytest.mark.parametrize("verb", [["list"], ["show", "1"], ["export", "x.jsonl"], ["purge", "--all", "--yes"]])

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from conveyord.engine import query
 from conveyord.storage.lake.catalog import open_catalog, open_embedded
 
 
@@ -76,6 +77,40 @@ def test_an_evolved_and_partitioned_table_reads_by_field_id(call: Any, shapes: P
     ]
 
 
+@pytest.mark.parametrize("kind", ["struct", "list", "map", "list in struct"])
+def test_a_table_whose_nested_fields_grew_reads_from_files_of_before_and_after(
+    call: Any, tmp_path: Path, kind: str
+) -> None:
+    from pyiceberg.types import LongType
+
+    inner = pa.struct([("x", pa.int64())])
+    column: pa.DataType
+    column, path, old, new = {
+        "struct": (inner, ("y",), {"x": 1}, {"x": 2, "y": 3}),
+        "list": (pa.list_(inner), ("element", "y"), [{"x": 1}], [{"x": 2, "y": 3}]),
+        "map": (pa.map_(pa.string(), inner), ("value", "y"), [("k", {"x": 1})], [("k", {"x": 2, "y": 3})]),
+        "list in struct": (
+            pa.struct([("in", pa.list_(inner))]),
+            ("in", "element", "y"),
+            {"in": [{"x": 1}]},
+            {"in": [{"x": 2, "y": 3}]},
+        ),
+    }[kind]
+    with open_embedded(tmp_path) as catalog:
+        catalog.create_namespace("ns")
+        held = pa.schema([("id", pa.int64()), ("v", column)])
+        table = catalog.create_table("ns.t", schema=held)
+        table.append(pa.table({"id": [1], "v": pa.array([old], column)}))
+        with table.update_schema() as schema:
+            schema.add_column(("v", *path), LongType())
+        grown = table.schema().as_arrow()
+        table.append(pa.table({"id": [2], "v": pa.array([new], grown.field("v").type)}, schema=grown))
+    for sql in ("SELECT * FROM ns.t ORDER BY id", "SELECT v FROM ns.t ORDER BY id"):
+        found = json.dumps([row["v"] for row in rows(call, tmp_path, sql)])
+        assert ('"x": 1, "y": null' in found, '"x": 2, "y": 3' in found) == (True, True), found
+    assert rows(call, tmp_path, "SELECT count(*) AS n, max(id) AS id FROM ns.t") == [{"n": 2, "id": 2}]
+
+
 def test_an_empty_table_has_columns_and_no_rows(call: Any, shapes: Path) -> None:
     assert rows(call, shapes, "SELECT * FROM ns.empty") == []
     assert call("query", "SELECT * FROM ns.empty", "--data-dir", shapes).out == "id\n--\n"
@@ -131,6 +166,10 @@ def test_a_limit_is_kept_in_every_format(call: Any, shapes: Path) -> None:
         ("SELECT nme FROM ns.evolved", "Names are case-sensitive."),
         ("SELEC 1", "the query cannot be run: Expected: an SQL statement, found: SELEC at Line: 1, Column: 1"),
         ("SELECT 1; SELECT 2", "only supports a single SQL statement"),
+        ("SELECT 1 LIMIT -1", "the query cannot be run: LIMIT must be >= 0, '-1' was provided"),
+        ("SELECT 1 OFFSET -1", "the query cannot be run: OFFSET must be >=0, '-1' was provided"),
+        ('SELECT * FROM "../../etc".x', "the tables of 'lake' are"),
+        ('SELECT * FROM " ".x', "the tables of 'lake' are"),
         ("SELECT a.id, b.id FROM ns.empty a, ns.empty b", "two columns of the result are named 'id'"),
     ],
 )
@@ -167,6 +206,35 @@ def test_a_failure_while_rows_flow_is_exit_code_1_without_a_traceback(call: Any,
     assert ended.err.startswith("error: the query failed while it ran: ")
 
 
+LARGE = "generate_series(1, 900000)"
+
+
+def test_a_sort_that_outgrows_memory_goes_to_disk(call: Any, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query, "MEMORY_BYTES_MAX", 32 << 20)
+    wide = f"SELECT value, repeat('x', 100) AS wide FROM {LARGE}"
+    ordered = f"SELECT value, row_number() OVER (ORDER BY wide, value DESC) AS place FROM ({wide})"
+    assert rows(call, shapes, f"SELECT value FROM ({ordered}) WHERE place = 900000") == [{"value": 1}]
+
+
+def test_a_query_that_holds_too_much_is_a_sentence_with_the_limit(
+    call: Any, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query, "MEMORY_BYTES_MAX", 8 << 20)
+    ended = call("query", f"SELECT count(*) FROM {LARGE} a JOIN {LARGE} b USING (value)", "--data-dir", shapes)
+    assert ended.code == 1
+    assert "the query needs more than 8.00 MiB of memory: read fewer rows or columns, and join" in ended.err
+
+
+def test_a_query_has_the_limits_of_other_sql(call: Any, shapes: Path) -> None:
+    for sql, said in (
+        ("SELECT " + " + ".join(["id"] * 600) + " FROM ns.empty", "the query has 600 operators, and 500 is the most"),
+        ("SELECT repeat('x', 2000000000) FROM ns.empty", "the query calls repeat with 2,000,000,000"),
+    ):
+        ended = call("query", sql, "--data-dir", shapes)
+        assert ended.code == 2
+        assert said in ended.err
+
+
 def test_a_reader_that_goes_away_ends_a_query_quietly(shell: Any, shapes: Path, tmp_path: Path) -> None:
     sql = "SELECT * FROM generate_series(1, 1000000)"
     process = shell.popen("query", sql, "-o", "csv", "--data-dir", str(shapes), cwd=tmp_path)
@@ -181,6 +249,8 @@ def test_tables_and_plans_can_be_shown(call: Any, shapes: Path) -> None:
     shown = {row["table_name"] for row in rows(call, shapes, "SHOW TABLES") if row["table_schema"] == "ns"}
     assert shown == {"evolved", "empty", "kinds", "odd-name"}
     assert "TableScan: ns.empty" in call("query", "EXPLAIN SELECT * FROM ns.empty", "--data-dir", shapes).out
+    measured = call("query", "EXPLAIN ANALYZE SELECT id FROM ns.evolved", "--data-dir", shapes)
+    assert (measured.code, "Plan with Metrics" in measured.out) == (0, True), measured.err
 
 
 def test_the_history_of_a_schema_can_be_queried_like_a_table(call: Any, shapes: Path) -> None:

@@ -26,7 +26,7 @@ SUMMARY_KEYS = {
         "seconds",
         "discarded_values",
     ),
-    *("rows_per_second", "bytes_in", "delivery", "sinks", "error"),
+    *("rows_per_second", "bytes_in", "delivery", "sinks", "sources", "error"),
 }
 TABLE = "{type: iceberg, table: t.ticks}"
 
@@ -57,6 +57,7 @@ def test_a_run_ends_with_one_json_document_of_the_documented_shape(shell: Any, l
     assert (ended.json["pipeline"], ended.json["status"]) == ("default/plain", "succeeded")
     assert ended.json["rows_in"] == 0  # the fixture's run has read everything
     assert ended.json["delivery"] == "exactly-once"
+    assert ended.json["sources"] == []  # of those that may fall behind; tests/engine/test_metrics.py has their shape
     assert set(ended.json["sinks"][0]) == {"name", "rows", "files", "commits", "discarded_values"}
 
 

@@ -98,9 +98,16 @@ def test_every_record_is_there_once_after_a_few_kills(tmp_path: Path, shape: str
 
 @pytest.mark.check
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("shape", "kills"), [("parquet_dir", 20), ("file_jsonl", 20), ("zstd", 6), ("single", 6)])
+@pytest.mark.parametrize(("shape", "kills"), [("parquet_dir", 12), ("file_jsonl", 12), ("zstd", 6), ("single", 6)])
 def test_every_record_is_there_once_after_many_kills(tmp_path: Path, shape: str, kills: int) -> None:
     kill_loop(job_of(tmp_path, SHAPES[shape]), kills=kills, records=20_000)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_record_is_there_once_after_100_kills(tmp_path: Path, shape: str) -> None:
+    kill_loop(job_of(tmp_path, SHAPES[shape]), kills=100, records=20_000)
 
 
 def test_what_one_pipeline_writes_as_lines_another_reads(tmp_path: Path) -> None:

@@ -171,6 +171,7 @@ def test_each_sink_goes_on_from_where_it_is(tmp_path: Path, number: signal.Signa
         ended.orderly(0)
         job.hold(last=ahead)
     given(job, 1000, name="b.jsonl", first=20_000)
+    sinks[0]["commit"] = {}  # the rest at once
     job.run().succeeded()
     job.hold(quick=range(21_000), last=range(21_000))
     assert job.table("quick").audit()["basis"] == "provenance"

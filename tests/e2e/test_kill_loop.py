@@ -23,13 +23,15 @@ from tests.e2e.drift import Drift, holds_values
 from tests.e2e.harness import Job, Running, lines, local
 
 SEED = int(os.environ.get("CONVEYORD_SEED", "20240601"))
-EARLY_SHARE = 0.2  # of the kills fall anywhere in the first seconds: imports, opening, the first commit
-EARLY_SECONDS_MAX = 2.5
+EARLY_SHARE = 0.2  # of the kills fall anywhere in the first moments: opening, the first commit
+EARLY_SECONDS_MAX = 0.8  # from where the imports are done, see tests/e2e/forking.py
 COMMITS_MAX = 4
 COMMIT_SECONDS = 0.08  # about one round of reading, writing and committing
 SNAPSHOTS_MAX = 110  # what maintenance keeps, and the commits between two of its rounds
 SMALL_BLOCKS = {"type": "file_jsonl", "path": "in/*", "block_bytes": 65536}
 OFTEN = {"rows": 800, "every": "0.1s"}
+# However slow the machine is: what lies about is swept behind the first commit of a run, and behind every tenth.
+AT_ONCE = {"rows": 10**6, "every": "1h"}
 
 SHAPED: dict[str, Any] = {
     "steps": [
@@ -164,7 +166,8 @@ def kill_loop(
             load.add(records // files)
         else:
             load.append(records // files)
-    job.sink = {**job.sink, "commit": {}}  # the rest at once
+    job.sink = {**job.sink, "commit": AT_ONCE}  # the rest, and more: what was left behind goes after a commit
+    load.add(records // files)
     job.run().succeeded()
     print(f"kills: {dict(phases)}, records: {load.records}, files: {load.files}")
     load.holds(expected or (lambda number: True))
@@ -194,10 +197,10 @@ def test_every_record_is_there_once_after_a_few_kills(tmp_path: Path) -> None:
 
 @pytest.mark.check
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("shape", "kills"), [(PLAIN, 20), (WITH_PROVENANCE, 50)], ids=["plain-20", "provenance-50"])
+@pytest.mark.parametrize(("shape", "kills"), [(PLAIN, 15), (WITH_PROVENANCE, 30)], ids=["plain-15", "provenance-30"])
 def test_every_record_is_there_once_after_many_kills(tmp_path: Path, shape: dict[str, Any], kills: int) -> None:
     job = Job(tmp_path, source=SMALL_BLOCKS, **shape)
-    phases = kill_loop(job, kills=kills, records=300_000, files=6)
+    phases = kill_loop(job, kills=kills, records=200_000, files=6)
     assert phases["between two commits"]
     assert phases["during a commit"]
 
@@ -206,7 +209,7 @@ def test_every_record_is_there_once_after_many_kills(tmp_path: Path, shape: dict
 @pytest.mark.timeout(900)
 def test_every_record_is_there_once_behind_transforms_and_partitions(tmp_path: Path) -> None:
     job = Job(tmp_path, source=SMALL_BLOCKS, **SHAPED)
-    phases = kill_loop(job, kills=30, records=150_000, files=6, expected=lambda number: number % 10 != 3)
+    phases = kill_loop(job, kills=20, records=120_000, files=6, expected=lambda number: number % 10 != 3)
     assert phases["between two commits"] or phases["during a commit"]
 
 

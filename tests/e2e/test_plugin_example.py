@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import conveyord
+from tests.e2e.harness import CONVEYORD, Ended, Running
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "examples" / "plugin"
@@ -38,8 +39,8 @@ class Author:
         self.python = home / "venv" / "bin" / "python"
         # What the plugin needs is there already, so that nothing is fetched: conveyord and its dependencies.
         paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(Path(conveyord.__file__).parents[1])}
-        packages = next((home / "venv" / "lib").glob("python*")) / "site-packages"
-        (packages / "conveyord.pth").write_text("\n".join(sorted(paths)) + "\n", encoding="utf-8")
+        self.packages = next((home / "venv" / "lib").glob("python*")) / "site-packages"
+        (self.packages / "conveyord.pth").write_text("\n".join(sorted(paths)) + "\n", encoding="utf-8")
 
     def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """Run Python with these arguments to its end."""
@@ -53,6 +54,11 @@ class Author:
             timeout=COMMAND_SECONDS_MAX,
             check=False,
         )
+
+    def conveyord(self, *arguments: str) -> Ended:
+        """Run one command to its end, forked (see forking.py) with the packages of that environment."""
+        environment = {"PYTHONPATH": str(self.packages)}
+        return Running([str(CONVEYORD), *arguments], self.home, environment).wait()
 
 
 @pytest.fixture(scope="module")
@@ -86,23 +92,20 @@ def test_the_plugins_source_goes_on_from_the_fence_of_an_exactly_once_sink(autho
     for throws, expected in ((4000, 4000), (25000, 21000)):
         text = definition.replace("25000", str(throws)).replace("name: dice", "name: kept")
         (author.home / "kept.yaml").write_text(text, encoding="utf-8")
-        ended = author.run("-m", "conveyord", "run", "kept.yaml", "-o", "json")
-        assert ended.returncode == 0, ended.stderr
-        assert json.loads(ended.stdout)["rows_in"] == expected
-    ended = author.run("-m", "conveyord", "query", "SELECT count(DISTINCT throw) AS n FROM games.dice", "-o", "json")
-    assert json.loads(ended.stdout) == [{"n": 25000}]
+        assert author.conveyord("run", "kept.yaml", "-o", "json").succeeded()["rows_in"] == expected
+    ended = author.conveyord("query", "SELECT count(DISTINCT throw) AS n FROM games.dice", "-o", "json")
+    assert json.loads(ended.out) == [{"n": 25000}]
 
 
 def test_conveyord_explains_and_starts_what_the_plugin_adds(author: Author) -> None:
-    listed = json.loads(author.run("-m", "conveyord", "plugins", "-o", "json").stdout)
+    listed = json.loads(author.conveyord("plugins", "-o", "json").out)
     added = {f"{one['kind']}.{one['type']}": one for one in listed if one["package"] == "conveyord-example-plugin"}
     assert set(added) == {"source.dice", "transform.clamp", "sink.json_file"}
     assert all(one["version"] == "1.0.0" and one["problem"] is None for one in added.values())
-    started = author.run("-m", "conveyord", "create", "dice/clamp/json_file", "--name", "started")
-    (author.home / "started.yaml").write_text(started.stdout, encoding="utf-8")
-    validated = author.run("-m", "conveyord", "validate", "started.yaml")
-    assert validated.returncode == 0, validated.stderr
-    schema = json.loads(author.run("-m", "conveyord", "schema").stdout)
+    started = author.conveyord("create", "dice/clamp/json_file", "--name", "started")
+    (author.home / "started.yaml").write_text(started.out, encoding="utf-8")
+    author.conveyord("validate", "started.yaml").orderly(0)
+    schema = json.loads(author.conveyord("schema").out)
     assert set(added) <= set(schema["$defs"])
 
 

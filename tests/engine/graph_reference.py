@@ -7,9 +7,12 @@ again fill up each other's columns.
 
 from __future__ import annotations
 
+import csv
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hypothesis import assume
@@ -77,29 +80,118 @@ def _repeat(row: Row) -> dict[str, list[Row]]:
 
 def _flatten(row: Row) -> dict[str, list[Row]]:
     flat = {name: value for name, value in row.items() if name != "o"}
-    return {MAIN: [flat if row.get("o") is None else {**flat, "o_x": row["o"]["x"]}]}
+    return {MAIN: [{**flat, **{f"o_{name}": value for name, value in (row.get("o") or {}).items()}}]}
 
 
 def _same(row: Row) -> dict[str, list[Row]]:
     return {MAIN: [row]}
 
 
+def _changed(change: Callable[[Row], Row]) -> Work:
+    return lambda row: {MAIN: [{**row, **change(row)}]}
+
+
+def _project(row: Row) -> dict[str, list[Row]]:
+    nested = {name: value for name, value in (row.get("o") or {}).items() if name == "x"}
+    return {MAIN: [{"n": row["n"], "k": row["k"], "v": row["v"], "o": nested or None}]}
+
+
+def _without_nested(row: Row) -> dict[str, list[Row]]:
+    return {MAIN: [{name: value for name, value in row.items() if name != "o"}]}
+
+
+def _rename(row: Row) -> dict[str, list[Row]]:
+    if not row.get("o") or "x" not in row["o"]:
+        return {MAIN: [row]}
+    return {MAIN: [{**row, "o": {"y": row["o"]["x"]}}]}
+
+
+def _clean(row: Row) -> dict[str, list[Row]]:
+    return {MAIN if row["v"] is not None else "dropped": [{**row, "k": row["k"].upper()}]}
+
+
+def _validate(on_invalid: str) -> Work:
+    def work(row: Row) -> dict[str, list[Row]]:
+        error = "v is above max (6)" if row["v"] is not None and row["v"] > 6 else None
+        if on_invalid == "tag":
+            return {MAIN: [{**row, "_valid": error is None, "_errors": error}]}
+        if error is None:
+            return {MAIN: [row]}
+        if on_invalid == "dead_letter":
+            raise Poison
+        return {"invalid": [{**row, "_errors": error}]} if on_invalid == "route" else {}
+
+    return work
+
+
+def _split(mode: str) -> Work:
+    """Of outputs in the order of `SPLIT`."""
+
+    def work(row: Row) -> dict[str, list[Row]]:
+        met = []
+        for output, when in SPLIT.items():
+            if CONDITIONS[when](row):
+                met.append(output)
+                if mode == "first":
+                    break
+        return {output: [row] for output in met or [MAIN]}
+
+    return work
+
+
+def _lists(name: str) -> Work:
+    def work(row: Row) -> dict[str, list[Row]]:
+        if row["v"] is None or row["v"] <= 3:
+            return {}
+        return {MAIN: [{**row, name: item} for item in (row["n"], row["v"])]}
+
+    return work
+
+
+def _path(row: Row) -> str:
+    return f"k={row['k']}/v={'__HIVE_DEFAULT_PARTITION__' if row['v'] is None else row['v']}"
+
+
+def _lookup(name: str, on_miss: str) -> Work:
+    def work(row: Row) -> dict[str, list[Row]]:
+        word = WORDS.get(row["v"])
+        if word is None and on_miss == "dead_letter":
+            raise Poison
+        if word is None and on_miss == "drop":
+            return {"missed": [row]}
+        return {MAIN: [{**row, name: "?" if word is None else word}]}
+
+    return work
+
+
+SPLIT = {"big": "v > 2", "even": "n % 2 = 0", "brittle": "10 / v > 2"}
+WORDS_FILE = Path(__file__).with_name("graph_words.csv")
+"""A reference for lookups: words for most of the values of `v`."""
+WORDS = {int(row["v"]): row["word"] for row in csv.DictReader(WORDS_FILE.read_text().splitlines())}
+LOOKUP = {"reference": {"type": "csv", "path": str(WORDS_FILE)}, "on": ["v"], "columns": {"word": "{name}"}}
+
+
 @dataclass(frozen=True)
 class Item:
-    """One entry of the menu of transforms. `{name}` in an option becomes the stage's number."""
+    """One entry of the menu of transforms. `{name}` in an option becomes the stage's number.
+
+    outputs: those beside the main one. marks: it adds columns of fixed names, so that two in a row are refused.
+    """
 
     type: str
     options: Mapping[str, Any]
     work: Callable[[str], Work]
     tells_origin: bool = True
     may_fail: bool = False
+    outputs: tuple[str, ...] = ()
+    marks: bool = False
 
 
 MENU: tuple[Item, ...] = (
     Item("passthrough", {}, lambda _: _same),
     Item("slow", {}, lambda _: _same),
-    Item("filter", {"when": "v > 2"}, lambda _: _filter("v > 2")),
-    Item("filter", {"when": "10 / v > 2"}, lambda _: _filter("10 / v > 2"), may_fail=True),
+    Item("filter", {"when": "v > 2"}, lambda _: _filter("v > 2"), outputs=("dropped",)),
+    Item("filter", {"when": "10 / v > 2"}, lambda _: _filter("10 / v > 2"), may_fail=True, outputs=("dropped",)),
     Item(
         "sql_transform",
         {"query": "SELECT *, n + 1 AS {name} FROM input_data WHERE v IS NULL OR v <> 4"},
@@ -115,15 +207,81 @@ MENU: tuple[Item, ...] = (
     Item("repeat", {}, lambda _: _repeat),
     Item("brittle", {"poison": [5, 6]}, lambda _: _brittle, may_fail=True),
     Item("reverse", {}, lambda _: _same, tells_origin=False),
+    Item(
+        "map",
+        {"columns": {"{name}": "n * 2", "k": "k || 'a'"}},
+        lambda name: _changed(lambda row: {name: row["n"] * 2, "k": row["k"] + "a"}),
+    ),
+    Item("map", {"columns": {"{name}": "10 / (v - 2)"}}, lambda name: _divided(name, lambda v: v - 2), may_fail=True),
+    Item("project", {"columns": ["n", "k", "v", "o.x"], "on_missing": "ignore"}, lambda _: _project),
+    Item("project", {"drop": ["o"], "on_missing": "ignore"}, lambda _: _without_nested),
+    Item("rename", {"columns": {"o.x": "y"}, "on_missing": "ignore"}, lambda _: _rename),
+    Item("cast", {"columns": {"n": "int", "v": "int"}}, lambda _: _same),
+    Item(
+        "clean_data",
+        {"columns": ["k"], "normalize_case": "upper", "remove_nulls": ["v"]},
+        lambda _: _clean,
+        outputs=("dropped",),
+    ),
+    Item(
+        "mask",
+        {"columns": {"k": "hash"}, "unkeyed": True},
+        lambda _: _changed(lambda row: {"k": hashlib.sha256(row["k"].encode()).hexdigest()}),
+    ),
+    Item("validate", {"columns": {"v": {"max": 6}}}, lambda _: _validate("dead_letter"), may_fail=True),
+    Item("validate", {"columns": {"v": {"max": 6}}, "on_invalid": "drop"}, lambda _: _validate("drop")),
+    Item("validate", {"columns": {"v": {"max": 6}}, "on_invalid": "tag"}, lambda _: _validate("tag"), marks=True),
+    Item(
+        "validate",
+        {"columns": {"v": {"max": 6}}, "on_invalid": "route"},
+        lambda _: _validate("route"),
+        outputs=("invalid",),
+        marks=True,
+    ),
+    Item("split", {"outputs": SPLIT}, lambda _: _split("first"), may_fail=True, outputs=tuple(SPLIT)),
+    Item("split", {"outputs": SPLIT, "mode": "all"}, lambda _: _split("all"), may_fail=True, outputs=tuple(SPLIT)),
+    Item("flat_map", {"each": "CASE WHEN v > 3 THEN make_array(n, v) ELSE NULL END", "as": "{name}"}, _lists),
+    Item(
+        "partition",
+        {"partition_by": ["k", "v"], "column": "{name}"},
+        lambda name: _changed(lambda row: {name: _path(row)}),
+    ),
+    Item("lookup", {**LOOKUP, "on_miss": "drop"}, lambda name: _lookup(name, "drop"), outputs=("missed",)),
+    Item("lookup", {**LOOKUP, "on_miss": "dead_letter"}, lambda name: _lookup(name, "dead_letter"), may_fail=True),
+    Item(
+        "lookup",
+        {**LOOKUP, "on_miss": "default", "default": {"{name}": "?"}},
+        lambda name: _lookup(name, "default"),
+    ),
+    Item("schema_evolution", {"columns": {"v": "long"}}, lambda _: _same),
+    Item("rate_limit", {"rows_per_second": 1e9}, lambda _: _same),
+    Item("rate_limit", {"rows_per_second": 1e9, "on_excess": "drop"}, lambda _: _same, outputs=("dropped",)),
+    Item(
+        "rate_limit",
+        {"rows_per_second": 1e9, "on_excess": "tag"},
+        lambda _: _changed(lambda _: {"_rate_limited": False}),
+        marks=True,
+    ),
 )
 
 
 def made(number: int, item: Item) -> Stage:
     name = f"t{number}"
-    options = {
-        key: value.replace("{name}", name) if isinstance(value, str) else value for key, value in item.options.items()
-    }
-    return transform(name, item.type, **options)
+    return transform(name, item.type, **_named(item.options, name))
+
+
+def _named(value: Any, name: str) -> Any:
+    if isinstance(value, Mapping):
+        return {_named(key, name): _named(inner, name) for key, inner in value.items()}
+    return value.replace("{name}", name) if isinstance(value, str) else value
+
+
+def outputs_of(stages: list[Stage]) -> dict[str, tuple[str, ...]]:
+    return {each.name: item_of(each).outputs if each.kind == "transform" else () for each in stages}
+
+
+def _marks_once(stages: list[Stage]) -> bool:
+    return sum(item_of(each).marks for each in stages if each.kind == "transform") <= 1
 
 
 def item_of(stage: Stage) -> Item:
@@ -131,11 +289,16 @@ def item_of(stage: Stage) -> Item:
     return next(item for item in MENU if made(number, item) == stage)
 
 
+Place = tuple[str, str, int]
+"""Source, partition and offset."""
+
+
 @dataclass
 class Expected:
     """rows: by sink, how often each row arrives. letters: by (stage, source, partition, offset), the raw bytes.
 
     origins: the stages at which it can be told where a row came from. joined: the sinks above which branches meet.
+    records: the bytes of what was read.
     """
 
     rows: dict[str, Counter[tuple[Any, ...]]] = field(default_factory=dict)
@@ -144,18 +307,15 @@ class Expected:
     joined: set[str] = field(default_factory=set)
     read: dict[str, int] = field(default_factory=dict)
     dead: dict[str, int] = field(default_factory=dict)
+    records: dict[Place, bytes] = field(default_factory=dict)
 
 
 def plain(row: Row) -> tuple[Any, ...]:
     """A row as something that can be counted: columns without nulls, and nested ones as if they were flat."""
     values = {name: value for name, value in row.items() if value is not None and name != "o" and name[:2] != "o_"}
-    nested = [row["o"]["x"]] if row.get("o") is not None else []
-    nested += [value for name, value in row.items() if name[:2] == "o_" and value is not None]
-    return (*sorted(values.items()), ("x", *dict.fromkeys(nested)))
-
-
-Place = tuple[str, str, int]
-"""Source, partition and offset."""
+    nested = {(name, value) for name, value in (row.get("o") or {}).items() if value is not None}
+    nested |= {(name[2:], value) for name, value in row.items() if name[:2] == "o_" and value is not None}
+    return (*sorted(values.items()), *sorted(nested))
 
 
 def expected(pipe: Pipeline, tables: Mapping[str, list[Row]]) -> Expected:
@@ -201,6 +361,7 @@ def _read(stage: Stage, tables: Mapping[str, list[Row]], found: Expected) -> lis
         if row.get("bad"):
             found.letters[(stage.name, *place)] = raw_of(row)
         else:
+            found.records[place] = raw_of(row)
             rows.append((place, row))
     return rows
 
@@ -223,7 +384,7 @@ def _leave(
         try:
             outputs = work(row)
         except Poison:
-            raws[(stage.name, *place)] = raw_of(_source_row(row))
+            raws[(stage.name, *place)] = found.records[place]
             dead += 1
             continue
         for output, results in outputs.items():
@@ -232,18 +393,12 @@ def _leave(
                     taken = {edge: CONDITIONS[edge.when](result) for edge in edges[output] if edge.when is not None}
                 except Poison:
                     name = f"{stage.name}.{output}/edges" if output else f"{stage.name}/edges"
-                    raws[(name, *place)] = raw_of(_source_row(row))
+                    raws[(name, *place)] = found.records[place]
                     continue
                 for edge in edges[output]:
                     if not any(taken.values()) if edge.otherwise else taken.get(edge, True):
                         arriving[edge.target].append((place, result))
     return dead
-
-
-def _source_row(row: Row) -> Row:
-    """The record that a row was made from: flattening and computed columns undone."""
-    nested = row["o"] if "o" in row else {"x": row["o_x"]} if "o_x" in row else None
-    return {"n": row["n"], "v": row["v"], "k": row["k"], "o": nested}
 
 
 # ---------------------------------------------------------------------------- random pipelines
@@ -299,13 +454,12 @@ def pipelines(
             edges.append(_edge(draw, sender, draw(st.sampled_from(sinks)), spills=spills))
     edges = _with_otherwise(draw, edges)
     stages = [*sources, *transforms, *sinks]
-    outputs = {each.name: ("dropped",) if each.type == "filter" else () for each in stages}
-    assume(not check_graph(stages, edges, outputs=outputs))
+    assume(_marks_once(stages) and not check_graph(stages, edges, outputs=outputs_of(stages)))
     return pipeline(stages, edges, name=name, dlq=dlq)
 
 
 def _edge(draw: st.DrawFn, end: Stage, target: Stage, *, spills: bool) -> Edge:
-    output = draw(st.sampled_from([MAIN, "dropped"])) if end.type == "filter" else MAIN
+    output = draw(st.sampled_from([MAIN, *item_of(end).outputs])) if end.kind == "transform" else MAIN
     slow = draw(st.sampled_from(["block", "spill"])) if spills else "block"
     return Edge(end.name, target.name, output, when=draw(_WHENS), on_slow=slow)
 
@@ -322,14 +476,16 @@ def _with_otherwise(draw: st.DrawFn, edges: list[Edge]) -> list[Edge]:
 
 
 @st.composite
-def alike(draw: st.DrawFn, *, count: int = 2, dlq: DeadLetterPolicy | None = DLQ) -> list[Pipeline]:
+def alike(
+    draw: st.DrawFn, *, count: int = 2, dlq: DeadLetterPolicy | None = DLQ, menu: tuple[Item, ...] = MENU
+) -> list[Pipeline]:
     """Pipelines of one beginning: the others have some conditions and stages changed."""
-    first = draw(pipelines(name="p0", dlq=dlq))
+    first = draw(pipelines(name="p0", dlq=dlq, menu=menu))
     made_ones = [first]
     for number in range(1, count):
         stages = [
-            made(int(each.name[1:]), draw(st.sampled_from(MENU)))
-            if each.kind == "transform" and item_of(each).type != "filter" and draw(st.integers(0, 3)) == 0
+            made(int(each.name[1:]), draw(st.sampled_from(menu)))
+            if each.kind == "transform" and not item_of(each).outputs and draw(st.integers(0, 3)) == 0
             else each
             for each in first.stages
         ]
@@ -339,8 +495,7 @@ def alike(draw: st.DrawFn, *, count: int = 2, dlq: DeadLetterPolicy | None = DLQ
             else edge
             for edge in first.edges
         ]
-        outputs = {each.name: ("dropped",) if each.type == "filter" else () for each in stages}
-        assume(not check_graph(stages, edges, outputs=outputs))
+        assume(_marks_once(stages) and not check_graph(stages, edges, outputs=outputs_of(stages)))
         made_ones.append(pipeline(stages, edges, name=f"p{number}", dlq=dlq))
     return made_ones
 

@@ -127,6 +127,7 @@ def raw_of(row: Row) -> bytes:
 class RowsSource(Source):
     Config = RowsConfig
     pure = True
+    unit = "bytes"
     world: ClassVar[World]
 
     async def run(self, out: Outlet, *, fences: tuple[Positions, ...], drain: trio.Event) -> None:
@@ -418,13 +419,14 @@ async def run(
     threads: int = 2,
     spill_bytes: int = GIGABYTE,
     letter_bytes: int = GIGABYTE,
+    skip_bad: bool = False,
     drain: trio.Event | None = None,
     watch: Callable[[Prepared], Awaitable[None]] | None = None,
 ) -> Outcome:
     """Run `pipelines` together to their end. watch: run beside, and cancelled with the end."""
     pipelines = (pipelines,) if isinstance(pipelines, Pipeline) else tuple(pipelines)
     registry, limits = world.registry(), Limits(letter_bytes, None, spill_bytes)
-    request = local_run.RunRequest(pipelines, data_dir, capacity, threads, limits)
+    request = local_run.RunRequest(pipelines, data_dir, capacity, threads, limits, skip_bad)
     drain = trio.Event() if drain is None else drain
     progress, settings = local_run.progress_of(request, registry), request.settings()
     async with AsyncExitStack() as stack:
@@ -436,6 +438,8 @@ async def run(
                 nursery.start_soon(watch, prepared)
             failures = await run_graph(prepared.graph, channel_capacity=capacity, threads=settings.threads, drain=drain)
             nursery.cancel_scope.cancel()
+        if not failures.all:
+            await prepared.finish()
         local_run._update(prepared, progress)
         # A pipeline that failed does not hold the floor of a source that others go on reading.
         assert not [text for pipeline, text in ahead.items() if not failures.of(pipeline)], ahead

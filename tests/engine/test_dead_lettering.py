@@ -8,13 +8,19 @@ from random import Random
 
 import pyarrow as pa
 import pytest
+import trio
 
-from conveyord.core.errors import Retryable
+from conveyord.core.errors import BatchError, Retryable
+from conveyord.core.flow.positions import Partition
 from conveyord.core.pipeline.graph import DeadLetterPolicy, Edge
-from conveyord.engine.dead_lettering import row_bytes, row_of
+from conveyord.engine.contracts import Rejected
+from conveyord.engine.dead_lettering import LETTERS_AT_A_TIME, LetterBox, StageLetters, row_bytes, row_of
+from conveyord.engine.origin import Place, RecordRef
+from conveyord.storage.dead_letters.letters import Selection
 from conveyord.storage.dead_letters.reader import DeadLetterReader
 from conveyord.storage.dead_letters.store import DeadLetterStore
 from tests.engine.graph_rig import RETRY, World, line, numbered, pipeline, run_now, sink, source, transform
+from tests.storage.dead_letters_rig import opened
 
 BRITTLE = transform("a", "brittle", poison=[5])
 
@@ -116,6 +122,24 @@ def test_a_full_store_stops_the_stage_and_nothing_is_lost(tmp_path: Path) -> Non
     assert arrived(world) == [n for n in range(400) if n % 10 != 5]
 
 
+async def test_letters_that_share_a_key_are_all_kept_however_many_come_between_them(tmp_path: Path) -> None:
+    """A batch's letters went to the store by thousands, and the second of a key took the place of the first."""
+    with opened(tmp_path) as store:
+        box = LetterBox(store, trio.CapacityLimiter(1))
+        letters = StageLetters(box, {"default/p": "a"}, {"default/p": {}})
+        data = pa.record_batch({"n": range(2 * LETTERS_AT_A_TIME + 7)})
+        rejected = [
+            Rejected(
+                Place(RecordRef(Partition("in", "f"), n % (2 * LETTERS_AT_A_TIME))), BatchError("x"), data.slice(n, 1)
+            )
+            for n in range(data.num_rows)
+        ]
+        await letters.put(rejected)
+        found = [row_of(stored.letter.row or b"").to_pylist()[0]["n"] for stored in store.select(Selection())]
+        assert sorted(found) == list(range(data.num_rows))
+        assert box.counts == {"default/p": data.num_rows}
+
+
 def test_a_store_that_fails_while_an_edge_of_a_source_puts_there_fails_the_source_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,3 +165,14 @@ def test_the_bytes_of_a_row_do_not_depend_on_its_neighbours() -> None:
     assert b"ccc" not in row_bytes(one.slice(0, 1))
     assert row_bytes(one.slice(0, 1)) == row_bytes(other.slice(0, 1))
     assert row_of(row_bytes(one.slice(1, 1))).to_pylist() == one.slice(1, 1).to_pylist()
+
+
+@pytest.mark.parametrize("day", [20_000_000, -20_000_000])
+def test_a_row_keeps_times_in_years_that_python_does_not_know(day: int) -> None:
+    days = pa.array([0, day], pa.int32()).cast(pa.date32())
+    times = days.cast(pa.timestamp("s", "UTC"))
+    lists = pa.ListArray.from_arrays([0, 1, 2], pa.StructArray.from_arrays([times, days], names=["t", "d"]))
+    rows = pa.record_batch({"d": days, "t": times, "l": lists, "n": [1, 2]})
+    kept = row_of(row_bytes(rows.slice(1, 1)))
+    assert kept.equals(rows.slice(1, 1))
+    assert row_bytes(rows.take(pa.array([1]))) == row_bytes(rows.slice(1, 1)) == row_bytes(kept)

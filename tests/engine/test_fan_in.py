@@ -218,3 +218,18 @@ def test_a_failing_branch_of_a_diamond_lets_no_half_batch_through(tmp_path: Path
     good = pipeline([*stages[:1], transform("a", "passthrough"), *stages[2:]], pipe.edges, dlq=None)
     assert run_now(world, good, tmp_path).failed() == []
     assert sorted(arrived(world)) == sorted([*range(60), *range(60)])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_failure_above_a_place_where_branches_meet_stops_the_run_however_far_the_source_is_ahead(
+    tmp_path: Path, seed: int
+) -> None:
+    """The source waited at `k2` for pieces that never came, and so did not hear that its pipeline had failed."""
+    values = [None, 4, 8, None, 0, None, None, 4, 8, 9, None, 9, 7, 7]
+    table = [{**row, "v": value} for row, value in zip(numbered(len(values)), values, strict=True)]
+    stages = [source("s0", batch_rows=3, partitions=2), transform("t0", "slow"), transform("t1", "passthrough")]
+    stages += [transform("t2", "brittle", poison=[8, 9, 7]), transform("t4", "passthrough"), sink("k1"), sink("k2")]
+    edges = [("s0", "t0"), ("t0", "t1"), ("t1", "t2"), ("t0", "t4"), ("t2", "t4"), ("t4", "k1"), ("s0", "k2")]
+    pipe = pipeline(stages, [*edges, ("t4", "k2")], dlq=None)
+    outcome = run_now(World({"t": table}, delays=Random(340 + seed)), pipe, tmp_path)
+    assert [stage for stage, _ in outcome.failed()] == ["t2"]

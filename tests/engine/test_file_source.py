@@ -15,6 +15,7 @@ from conveyord.core.errors import ConfigError, RecordError
 from conveyord.core.flow.positions import Positions
 from conveyord.core.flow.tally import Tally
 from conveyord.engine.contracts import OperatorContext, Source
+from conveyord.engine.json import JsonLinesDecoder
 from conveyord.operators.source_file_csv import FileCsvConfig, FileCsvSource
 from conveyord.operators.source_file_jsonl import FileJsonlConfig, FileJsonlSource
 from tests.engine.source_rig import Collector, Letters, records_of
@@ -243,11 +244,12 @@ async def test_a_damaged_file_that_is_passed_over_is_counted_and_read_on_once_re
 
 async def test_an_oversize_quoted_record_stops_even_when_bad_ones_are_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text('id,text\n1,a\n2,"' + "9,inside\n" * 2_500_000 + '"\n3,c\n')
+    path.write_text('id,text\n1,a\n2,"' + "9,inside\n" * 150_000 + '"\n3,c\n')
     context = OperatorContext("default/p", "source", tmp_path, trio.CapacityLimiter(2), skip_bad=True)
     out = Collector()
     with pytest.raises(RecordError, match=r"a\.csv:3 .*longer than max_record_bytes"):
-        await FileCsvSource(FileCsvConfig(path=str(path)), context).run(out, fences=(Positions(),), drain=out.drain)
+        config = FileCsvConfig(path=str(path), block_bytes="256KiB", max_record_bytes="1MiB")
+        await FileCsvSource(config, context).run(out, fences=(Positions(),), drain=out.drain)
     assert out.rows == [{"id": 1, "text": "a"}]
 
 
@@ -300,3 +302,33 @@ async def test_each_row_of_csv_knows_its_record_and_can_be_read_from_it_alone(tm
         assert raw is not None
         state = out.states[-1].get("source")
         assert made.decode(raw, state).to_pylist() == [row]
+
+
+class CountingDecoder(JsonLinesDecoder):
+    """Counts how often it is asked where records start."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def starts(self, block: bytes) -> pa.Int64Array:
+        self.asked += 1
+        return super().starts(block)
+
+
+async def test_the_starts_of_a_block_are_found_once_however_many_of_its_rows_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else 3,250 dead letters of a block of 65,000 rows take a minute."""
+    decoder = CountingDecoder()
+    monkeypatch.setattr(FileJsonlSource, "decoder", lambda _: decoder)
+    content = b"".join(b"no JSON\n" if n % 9 == 4 else b'{"n":%d}\n' % n for n in range(500))
+    (tmp_path / "a.jsonl").write_bytes(content)
+    out = await read(tmp_path / "a.jsonl", dead_letters=Letters())
+    assert decoder.asked == 0
+    assert [raw for _, raw in records_of(out)] == [line for line in content.splitlines() if line != b"no JSON"]
+    assert decoder.asked == len(out.batches) == 1
+
+    out = await read(tmp_path / "a.jsonl", dead_letters=Letters(), batch_rows=7)
+    assert len(out.batches) > 60
+    assert {content[offset:].split(b"\n", 1)[0] == raw for offset, raw in records_of(out)} == {True}
+    assert decoder.asked == 2

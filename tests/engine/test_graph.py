@@ -153,7 +153,7 @@ def test_a_sink_that_fails_leaves_the_other_sink_with_whole_batches(tmp_path: Pa
     assert end(world, "right") == len(arrived(world, "right")) >= 8
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_pipeline_that_fails_leaves_the_one_it_shares_a_source_with_unharmed(tmp_path: Path, seed: int) -> None:
     world = World({"t": numbered(200)}, delays=Random(seed))
     outcome = run_now(world, [forked("bad", poison=[20]), forked("good")], tmp_path)
@@ -212,12 +212,12 @@ def test_a_transform_is_tried_again_as_often_as_its_pipeline_says(
 
 
 async def test_waits_between_attempts_grow_and_are_bounded(tmp_path: Path, hasty_clock: MockClock) -> None:
-    policy = DeadLetterPolicy(max_retries=200, retry=RETRY)
-    world = World({"t": numbered(4)}, source_faults={"in": [0] * 200})
+    policy = DeadLetterPolicy(max_retries=60, retry=RETRY)
+    world = World({"t": numbered(4)}, source_faults={"in": [0] * 60})
     before = trio.current_time()
     outcome = await run(world, line(source(), sink(), dlq=policy), tmp_path)
     assert outcome.failed() == []
-    assert 20 < trio.current_time() - before < 200 * RETRY.cap_seconds
+    assert 6 < trio.current_time() - before < 60 * RETRY.cap_seconds
 
 
 async def test_drain_ends_the_wait_for_the_next_attempt(tmp_path: Path, hasty_clock: MockClock) -> None:

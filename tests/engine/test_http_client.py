@@ -15,6 +15,7 @@ from trio.testing import MockClock
 from conveyord.core.errors import ConfigError, Retryable
 from conveyord.engine.http.answers import retry_after_seconds
 from conveyord.engine.http.options import HttpConfig, http_mistakes
+from conveyord.engine.http.trust import trusting
 from conveyord.runtime.http_client import HttpClient, HttpLimits, shown
 from tests.engine.http_rig import HANG, RESET, Answer, Server, made_certificate, one_by_one, said, serving, zipped
 
@@ -26,7 +27,8 @@ CREDENTIALS = {"authorization": f"Bearer {SECRET}", "x-key": "another-key"}
 async def client_of(home: str, *, body_bytes_max: int = 4096, ca_file: Path | None = None, **more: Any) -> Any:
     seconds = {"connect_seconds": 10.0, "read_seconds": 30.0, "total_seconds": 60.0, **more}
     limits = HttpLimits(body_bytes_max=body_bytes_max, **seconds)
-    client = HttpClient(home, limits=limits, credentials=CREDENTIALS, ca_file=ca_file and str(ca_file))
+    trust = trusting(ca_file and str(ca_file), option="ca_file")
+    client = HttpClient(home, limits=limits, credentials=CREDENTIALS, trust=trust)
     try:
         yield client
     finally:
@@ -146,7 +148,10 @@ async def test_a_server_that_does_not_accept_is_left_after_the_connect_timeout(a
 
 
 async def test_a_broken_connection_may_work_next_time() -> None:
-    with serving(lambda _: RESET) as server, pytest.raises(Retryable, match=r"/a: the connection failed \(.+\)$"):
+    with (
+        serving(lambda _: RESET) as server,
+        pytest.raises(Retryable, match=r"/a: the connection failed \(.+\); check url and whether it runs"),
+    ):
         async with asked(server):
             pass
 
@@ -273,9 +278,8 @@ def test_a_ca_file_that_cannot_be_read_is_named(tmp_path: Path, content: str | N
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_text(content)
-    limits = HttpLimits(body_bytes_max=1, connect_seconds=1, read_seconds=1, total_seconds=1)
-    with pytest.raises(ConfigError, match="ca.pem: cannot be read as certificates in PEM form"):
-        HttpClient("https://example.org", limits=limits, credentials={}, ca_file=str(path))
+    with pytest.raises(ConfigError, match=r"^registry\.ca_file \S*ca.pem: cannot be read as certificates in PEM form"):
+        trusting(str(path), option="registry.ca_file")
 
 
 # -------------------------------------------------------------------- addresses, secrets, headers
@@ -310,7 +314,7 @@ async def test_the_client_itself_refuses_it_too(url: str) -> None:
     [("bad name", "not the name of a header"), ("", "not the name"), ("Host", "is set by conveyord itself")],
 )
 def test_a_header_that_cannot_be_sent_is_a_mistake(name: str, message: str) -> None:
-    assert message in http_mistakes(HttpConfig(url="http://a/", headers={name: "x"}))["headers"]
+    assert message in http_mistakes(HttpConfig(url="http://a/", headers={name: "x"}))["headers", name]
 
 
 def test_an_address_is_shown_without_what_may_be_secret() -> None:

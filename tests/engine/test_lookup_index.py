@@ -13,10 +13,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from conveyord.core.errors import BatchError, ConfigError
-from conveyord.engine.lookup import texts
+from conveyord.engine.lookup import keys as keys_module
+from conveyord.engine.lookup import tags, texts
 from conveyord.engine.lookup.enrichment import Enrichment, Reference
 from conveyord.engine.lookup.integers import MISS, IntegerIndex
-from conveyord.engine.lookup.texts import hashes_of
+from conveyord.engine.lookup.tags import TaggedIndex
+from conveyord.engine.lookup.texts import LAID_BYTES_MAX, hashes_of, strings
 
 LONG_MIN, LONG_MAX = -(2**63), 2**63 - 1
 LONGS = st.one_of(
@@ -27,6 +29,8 @@ TEXTS = st.one_of(
     st.text(max_size=20),
     st.sampled_from(["", "a", "a\0", "\0", "x" * 7, "x" * 8, "x" * 9, "x" * 16, "x" * 17, "é" * 8]),
 )
+# Around the length from which on keys are not laid out in rows of words.
+LONG_TEXTS = TEXTS | st.sampled_from([letter * length for letter in "xy\0" for length in (63, 64, 65, 71, 72, 73, 300)])
 MICROS = st.integers(-(2**40), 2**40)
 
 
@@ -35,7 +39,7 @@ def reference(
 ) -> Reference:
     options = {"columns": (), "prefix": "", "nest": None, "defaults": None, "duplicates": "first"}
     on = {name: name for name in columns} if on is None else on
-    enrichment = Enrichment(on=on, text_keys=text_keys, stage="look", **{**options, **more})
+    enrichment = Enrichment(on=on, text_keys=text_keys, **{**options, **more})
     return Reference(enrichment, pa.table(columns), name="reference r.csv")
 
 
@@ -72,6 +76,8 @@ def check(kind: pa.DataType, keys: list[Any], asked: list[Any]) -> None:
         (pa.int8(), st.integers(-128, 127)),
         (pa.uint64(), st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 9))),
         (pa.string(), TEXTS),
+        (pa.string(), LONG_TEXTS),
+        (pa.binary(), LONG_TEXTS.map(str.encode)),
         (pa.large_string(), TEXTS),
         (pa.string_view(), TEXTS),
         (pa.dictionary(pa.int8(), pa.string()), TEXTS),
@@ -135,24 +141,61 @@ def test_integers_that_reach_from_end_to_end_leave_one_for_empty_slots() -> None
 def test_strings_of_equal_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hash of four bits makes every batch collide: the index must say so rather than answer wrongly."""
 
-    def weak(values: pa.Array, *, seed: int, longest_bytes: int) -> np.ndarray:
-        return hashes_of(values, seed=seed, longest_bytes=longest_bytes) & (15 if seed == 0 else -1)
+    def weak(values: texts.Strings, *, seed: int) -> np.ndarray:
+        return hashes_of(values, seed=seed) & (15 if seed == 0 else -1)
 
     monkeypatch.setattr(texts, "hashes_of", weak)
     keys = [f"key {n}" for n in range(100)]
     check(pa.string(), keys, [*keys, "key 100", None])
-    monkeypatch.setattr(texts, "hashes_of", lambda values, **_: np.zeros(len(values), np.int64))
+    monkeypatch.setattr(texts, "hashes_of", lambda values, **_: np.zeros(len(values.words), np.int64))
     with pytest.raises(ConfigError, match="cannot be told apart"):
         found(reference({"k": pa.array(keys)}), k=pa.array(keys))
     check(pa.string(), ["one"], ["one", "two"])
 
 
-@given(st.lists(TEXTS, unique=True, min_size=2, max_size=30))
-def test_different_strings_have_different_hashes(values: list[str]) -> None:
-    hashes = hashes_of(pa.array(values), seed=0, longest_bytes=100)
+@given(st.lists(TEXTS.filter(lambda text: len(text.encode()) <= LAID_BYTES_MAX), unique=True, min_size=2, max_size=30))
+@pytest.mark.parametrize("longest", [LAID_BYTES_MAX, LAID_BYTES_MAX + 1])
+def test_different_strings_have_different_hashes(longest: int, values: list[str]) -> None:
+    hashes = hashes_of(strings(pa.array(values), longest), seed=0)
     assert len(set(hashes.tolist())) == len(values)
     for value, hashed in zip(values, hashes, strict=True):
-        assert hashes_of(pa.array([value]), seed=0, longest_bytes=100)[0] == hashed, "whatever stands beside it"
+        assert hashes_of(strings(pa.array([value]), longest), seed=0)[0] == hashed, "whatever stands beside it"
+
+
+@pytest.mark.parametrize("longest", [0, 1, 7, 8, 9, 23, 24, 25, 63, 64, 65])
+def test_keys_of_every_length_are_told_from_those_that_begin_like_them(longest: int) -> None:
+    keys = ["x" * length for length in range(longest + 1)]
+    near = [f"{key}{more}" for key in keys for more in ("", "\0", "x", "xxxxxxxx", "\0" * 300, "x" * 300)]
+    check(pa.string(), keys, [*keys, *near])
+
+
+def test_more_keys_than_are_laid_out_at_a_time_are_all_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "CHUNK_ROWS", 7)
+    keys = [f"{number * 7919 % 1_000:x}-{number}" for number in range(200)]
+    check(pa.string(), keys, [*keys[::-1], *(key + "0" for key in keys)])
+
+
+@given(st.lists(LONGS, unique=True, max_size=200), st.lists(LONGS, max_size=50))
+def test_a_tagged_index_finds_the_row_of_every_hash(hashes: list[int], others: list[int]) -> None:
+    rows = np.arange(len(hashes), dtype=np.int32)[::-1]
+    index = TaggedIndex.of(np.array(hashes, np.int64), rows)
+    assert index is not None
+    assert (index.find(np.array(hashes, np.int64)) == rows).all()
+    found = index.find(np.array(others, np.int64)).tolist()
+    assert all(row in {*rows.tolist(), MISS} for row in found)
+    assert all(row == rows[hashes.index(one)] for one, row in zip(others, found, strict=True) if one in hashes)
+
+
+def test_tags_that_a_search_could_confuse_are_not_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tags, "mixed", lambda values: values)
+    beside, far = np.array([7, 1 << 32 | 7]), np.array([7, 1 << 63 | 7], np.uint64).view(np.int64)
+    rows = np.arange(2, dtype=np.int32)
+    assert TaggedIndex.of(beside, rows) is None
+    index = TaggedIndex.of(far, rows)
+    assert index is not None
+    assert index.find(far).tolist() == [0, 1]
+    monkeypatch.setattr(tags, "_meet_alike", lambda *_: True)
+    check(pa.string(), ["a", "b", "c"], ["c", "d", "", "a"])
 
 
 def test_keys_longer_than_any_of_the_reference_are_not_hashed_and_not_found() -> None:
@@ -207,7 +250,7 @@ def test_keys_of_unlike_types_are_refused(row: pa.Array, key: pa.Array) -> None:
     with pytest.raises(ConfigError) as refused:
         found(reference({"code": key}, {"k": "code"}), k=row)
     assert str(refused.value) == (
-        f"stage 'look': 'k' is {row.type}, and 'code' of reference r.csv is {key.type}, which cannot be compared "
+        f"lookup: 'k' is {row.type}, and 'code' of reference r.csv is {key.type}, which cannot be compared "
         "exactly; give one of them the type of the other, with `cast` before this stage or in the reference"
     )
 
@@ -230,10 +273,29 @@ def test_text_keys_are_what_the_rows_have() -> None:
     ]
     decimals = pa.array([Decimal("3.00"), Decimal("1.01")])
     assert found(known, k=decimals) == [2, MISS]
+    assert found(known, k=pa.array([1, 2, 3])) == [0, 1, MISS]
+
+
+@given(st.lists(st.none() | st.integers(-9, 9).map(str) | st.sampled_from(["N/A", " 1", "1.5"]), max_size=30))
+def test_text_keys_that_are_none_of_the_rows_type_match_nothing(keys: list[str | None]) -> None:
+    numbers = [None if key is None or not key.lstrip("-").isdigit() else int(key) for key in keys]
+    assume(any(number is not None for number in numbers) or not any(keys))
+    asked = [*range(-9, 10), None]
+    assert found(reference({"k": pa.array(keys, pa.string())}, text_keys=True), k=pa.array(asked, pa.int64())) == (
+        expected(numbers, asked)
+    )
+
+
+def test_text_keys_none_or_too_few_of_which_are_of_the_rows_type_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError) as refused:
-        found(known, k=pa.array([1]))
-    assert "the rows' key is int64, and column 'k' of reference r.csv has values that are none" in str(refused.value)
-    assert "3.0" in str(refused.value)
+        found(reference({"k": pa.array(["AT", None, "CH"])}, text_keys=True), k=pa.array([1]))
+    assert str(refused.value).startswith(
+        "lookup: the rows' key is int64, and no value of column 'k' of reference r.csv is one: "
+    )
+    monkeypatch.setattr(keys_module, "MISFITS_MAX", 3)
+    assert found(reference({"k": pa.array(["a", "b", "c", "1"])}, text_keys=True), k=pa.array([1])) == [3]
+    with pytest.raises(ConfigError, match="more than 3 values of column 'k' of reference r.csv are none: "):
+        found(reference({"k": pa.array(["a", "b", "c", "d", "1"])}, text_keys=True), k=pa.array([1]))
 
 
 def test_a_value_beyond_what_is_compared_is_the_fault_of_its_row() -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from conveyord.core.flow.positions import Partition
 from conveyord.core.pipeline.graph import Edge, Stage
+from conveyord.engine import origin as origin_module
 from conveyord.engine.batch_transform import BatchTransform
-from conveyord.engine.origin import Origin, Place, RecordRef, joined
+from conveyord.engine.origin import Origin, Place, RecordRef, Selection, joined
 from tests.engine import graph_rig
 from tests.engine.graph_rig import (
     RECORD_BYTES,
@@ -62,6 +65,20 @@ def test_every_row_leads_back_to_its_record_and_its_part_of_it(steps: list[list[
     assert [origin.place(row) for row in range(len(values))] == [
         Place(RecordRef(P, n), part) for n, part in zip(values, parts, strict=True)
     ]
+
+
+def test_what_a_selection_kept_is_found_once_however_many_rows_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def counted(mask: pa.BooleanArray) -> pa.Array:
+        asked.append(mask)
+        return pc.indices_nonzero(mask)
+
+    monkeypatch.setattr(origin_module, "pc", SimpleNamespace(indices_nonzero=counted))
+    mask = pa.array([n % 3 != 1 for n in range(90)])
+    origin = Origin(rows(*range(90)), place_of).through(Selection(mask))
+    assert [origin.place(row).record.offset for row in range(60)] == [n for n in range(90) if n % 3 != 1]
+    assert len(asked) == 1
 
 
 def test_a_joined_batch_leads_back_by_the_branch_that_a_row_came_by() -> None:

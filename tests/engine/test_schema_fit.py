@@ -178,6 +178,32 @@ def test_text_of_values(array: pa.Array, text: list[str]) -> None:
     assert to_text(pa.concat_arrays([array.slice(0, 0), pa.nulls(1, array.type)])).to_pylist() == [None]
 
 
+FAR_DAYS = [-(2**31), -719_529, -719_528, 2_932_896, 2_932_897, 20_000_000, 2**31 - 1, None]
+FAR_DATES = ["-5877641-06-23", "-0001-12-31", "0000-01-01", "9999-12-31", "+10000-01-01", "+56728-02-22",
+             "+5881580-07-11", None]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("s"), pa.timestamp("s", "UTC"), pa.timestamp("ms", "Europe/Berlin")])
+def test_times_in_years_that_arrow_cannot_write_have_their_years_in_full(kind: pa.DataType) -> None:
+    scale, zone = (1_000 if kind.unit == "ms" else 1), ("" if kind.tz is None else "Z")
+    seconds = [None if day is None else (day * 86_400 + 3_661) * scale for day in FAR_DAYS]
+    texts = [None if date is None else f"{date}T01:01:01{zone}" for date in FAR_DATES]
+    times = pa.array(seconds, pa.int64()).cast(kind)
+    assert to_text(times).to_pylist() == texts
+    assert to_text(times.slice(4)).to_pylist() == texts[4:]
+    nested = pa.StructArray.from_arrays([times.slice(5, 1)], names=["t"])
+    assert to_text(nested).to_pylist() == [f'{{"t":"{texts[5]}"}}']
+
+
+def test_dates_in_years_that_arrow_cannot_write_have_their_years_in_full() -> None:
+    days = pa.array(FAR_DAYS, pa.int32()).cast(pa.date32())
+    assert to_text(days).to_pylist() == FAR_DATES
+    assert to_text(days.cast(pa.date64())).to_pylist() == FAR_DATES
+    assert to_text(pa.array([2**63 - 1], pa.int64()).cast(pa.timestamp("us"))).to_pylist() == [
+        "+294247-01-10T04:00:54.775807"
+    ]
+
+
 def test_a_slice_of_maps_with_nulls_inside_is_taken_apart_whole() -> None:
     """Arrow's cast of such a slice returns arrays that crash the process when they are read."""
     kind = pa.map_(pa.string(), pa.struct([("a", pa.bool_()), ("n", pa.null())]))

@@ -21,8 +21,9 @@ from pyiceberg.types import DoubleType, IntegerType, LongType, StringType, Struc
 from conveyord.core.flow.positions import Partition, Span
 from conveyord.core.flow.tally import Tally
 from conveyord.engine.contracts import OperatorContext
+from conveyord.engine.iceberg_table import Lake
 from conveyord.engine.messages import Ack, Batch
-from conveyord.operators.sink_iceberg import IcebergConfig, IcebergSink
+from conveyord.operators.sink_iceberg import IcebergConfig
 from conveyord.storage.lake.catalog import open_embedded
 from tests.engine.test_schema_properties import atoms_by_row, batches
 from tests.storage.duckdb_reader import duckdb_tables, partitions_are_right
@@ -52,9 +53,13 @@ class GrowingTable(RuleBasedStateMachine):
     def _open(self) -> None:
         context = OperatorContext("ns/p", "sink", self.data_dir, trio.CapacityLimiter(1))
         config = IcebergConfig(table="ns.t", partition_by=self.partition_by)
-        self.sink = IcebergSink(config, context)
-        positions = trio.run(self.sink.open)
+        self.table = in_thread(lambda: Lake(config, context).table(config.table, adopt_from=None))
+        positions = in_thread(self.table.open)
         assert (positions[SOURCE].offset if SOURCE in positions else 0) == self.committed
+
+    def _close(self) -> None:
+        in_thread(self.table.abort)
+        in_thread(self.table.close)
 
     def _table(self) -> Table:
         return open_embedded(self.data_dir).load_table("ns.t")
@@ -75,7 +80,7 @@ class GrowingTable(RuleBasedStateMachine):
         while self.taken < len(self.records):
             data = self.records[self.taken]
             batch = Batch(data, (self._span(self.taken),), Tally(read=data.num_rows), Ack(lambda: None))
-            in_thread(self.sink.write, batch)
+            in_thread(self.table.write, batch)
             self.taken += 1
 
     def _span(self, number: int) -> Span:
@@ -87,14 +92,14 @@ class GrowingTable(RuleBasedStateMachine):
         chosen = self.records[self.committed : self.taken]
         spans = [self._span(number) for number in range(self.committed, self.taken)]
         rows = sum(record.num_rows for record in chosen)
-        assert in_thread(self.sink.commit, spans, Tally(read=rows), {})
+        assert in_thread(self.table.commit, spans, Tally(read=rows), {})
         self.committed = self.taken
         self._everything_is_found()
 
     @rule()
     def restart(self) -> None:
         """The process ends without a commit; the next one reads again what was not committed."""
-        trio.run(self.sink.close)
+        self._close()
         self.taken = self.committed
         self._open()
         self._write()
@@ -176,7 +181,7 @@ class GrowingTable(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         with suppress(AttributeError):  # it never started
-            trio.run(self.sink.close)
+            self._close()
         self._directory.cleanup()
 
 
@@ -186,7 +191,8 @@ def in_thread(work: Any, *arguments: Any) -> Any:
 
 
 LEAN = settings(max_examples=6, stateful_step_count=12, suppress_health_check=list(HealthCheck), deadline=None)
-LONG = settings(LEAN, max_examples=30, stateful_step_count=25)
+LONG = settings(LEAN, max_examples=10, stateful_step_count=25)
+LONGER = settings(LEAN, max_examples=300, stateful_step_count=40)
 
 TestGrowingTable = GrowingTable.TestCase
 TestGrowingTable.settings = LEAN
@@ -198,3 +204,11 @@ class LongGrowingTable(GrowingTable):
 
 TestLongGrowingTable = pytest.mark.check(LongGrowingTable.TestCase)
 TestLongGrowingTable.settings = LONG
+
+
+class LongerGrowingTable(GrowingTable):
+    """The same, for an hour."""
+
+
+TestLongerGrowingTable = pytest.mark.soak(pytest.mark.timeout(7200)(LongerGrowingTable.TestCase))
+TestLongerGrowingTable.settings = LONGER

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from conveyord.engine.schema import fit, grow, merge, plain_type
 from conveyord.engine.schema.lists import Elements
 from conveyord.engine.schema.text import to_text
+from conveyord.engine.schema.values import convert_scalars
 
 _EXACT = Context(prec=400)
 NAMES = ("a", "b", "a__long", "a__json")
@@ -238,3 +239,34 @@ def test_a_fitted_batch_fits_as_it_is(batch: pa.RecordBatch) -> None:
 def test_plain_types_are_their_own_plain_types(batch: pa.RecordBatch) -> None:
     for kind in batch.schema.types:
         assert plain_type(plain_type(kind)).equals(plain_type(kind))
+
+
+_DIGITS = st.sampled_from([1, 5, 18, 37, 38, 39, 60, 76])
+
+
+@st.composite
+def decimal_types(draw: st.DrawFn) -> pa.DataType:
+    precision = draw(_DIGITS)
+    scale = draw(st.sampled_from([0, 1, precision // 2, precision - 1, precision]))
+    return (pa.decimal128 if precision <= 38 else pa.decimal256)(precision, scale)
+
+
+@given(decimal_types(), decimal_types(), st.data())
+def test_a_decimal_fits_another_type_exactly_or_not_at_all(kind: pa.DataType, target: pa.DataType, data: Any) -> None:
+    assume(kind != target)
+    largest = 10**kind.precision - 1
+    digits = st.one_of(st.sampled_from([0, 1, largest, -largest]), st.integers(-largest, largest))
+    values = [Decimal(each).scaleb(-kind.scale, _EXACT) for each in data.draw(st.lists(digits, min_size=1, max_size=4))]
+    found, misfit = convert_scalars(pa.array([*values, None], kind), target)
+
+    def fitting(value: Decimal) -> Decimal | None:
+        moved = value.scaleb(target.scale, _EXACT)
+        is_whole = moved == moved.to_integral_value(context=_EXACT)
+        return value if is_whole and abs(moved) < 10**target.precision else None
+
+    wanted = [fitting(value) for value in values]
+    assert found.type == target
+    assert found.to_pylist() == [*wanted, None]
+    assert (misfit is None) == (None not in wanted)
+    if misfit is not None:
+        assert misfit.to_pylist() == [each is None for each in wanted] + [False]

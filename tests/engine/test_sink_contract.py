@@ -12,10 +12,9 @@ import pytest
 from pyiceberg.table import Table
 
 from conveyord.core.errors import BatchError, Refused
-from conveyord.core.flow.positions import Partition
 from conveyord.core.flow.tally import Tally
 from conveyord.core.pipeline.graph import SchemaContract, SchemaPolicy
-from conveyord.engine.copies import SOURCE as COPIES
+from conveyord.engine.copies import COPIED
 from conveyord.operators.sink_iceberg import IcebergSink
 from conveyord.storage.lake.catalog import open_embedded
 from tests.engine.test_sink_iceberg import Letters, batch, batches, ended, keeping, rows, sink_in
@@ -176,7 +175,7 @@ async def test_copies_of_letters_are_never_set_aside(tmp_path: Path) -> None:
     sink = under(tmp_path, FREEZE, letters)
     await sink.open()
     made = batch(rows({"n": 1, "new": 1}))
-    partition = Partition(COPIES, "ns/q")
+    partition = COPIED
     with pytest.raises(BatchError, match="no column 'new'"):
         await ended(sink, replace(made, spans=(replace(made.spans[0], partition=partition),)))
     assert letters.rejected == []

@@ -25,7 +25,6 @@ from conveyord.core.pipeline.graph import Edge
 from conveyord.engine.contracts import OperatorContext, Rejected
 from conveyord.engine.http.requests import json_rows, pieces_of
 from conveyord.engine.messages import Ack, Batch, Eos, Message
-from conveyord.engine.poison import POISON_ROWS_MAX
 from conveyord.operators.sink_http import HttpSink, HttpSinkConfig
 from tests.engine.graph_rig import DLQ, World, line, numbered, pipeline, run, sink, source, stage
 from tests.engine.http_rig import HANG, RESET, Answer, Asked, Server, context, one_by_one, said, serving
@@ -378,13 +377,23 @@ async def test_one_poison_row_costs_a_logarithm_of_requests(data_dir: Path) -> N
     assert len(server.asked) <= 2 * 9 + 1
 
 
-async def test_more_poison_than_rows_can_be_blamed_for_stops_the_sink(data_dir: Path) -> None:
-    settled = Settled()
+async def test_however_many_rows_are_refused_each_is_a_dead_letter_for_less_than_two_requests(data_dir: Path) -> None:
+    letters, settled = Letters(), Settled()
     with serving(lambda _: Answer(400)) as server:
-        sink = sink_to(server, data_dir, letters=Letters(), batch={"rows": 1}, concurrency=4)
-        with pytest.raises(BatchError, match=f"refuses more than {POISON_ROWS_MAX} of 1100 rows"):
-            await ran(sink, settled.batch(*range(1100)))
-    assert settled.count == 0
+        sink = sink_to(server, data_dir, letters=letters, batch={"rows": 64}, concurrency=4)
+        done = await ran(sink, settled.batch(*range(150)))
+    assert letters.values() == list(range(150))
+    assert len(server.asked) < 2 * 150
+    assert (done.taken, settled.count) == (Tally(read=150, dead=150), 1)
+
+
+async def test_however_many_rows_an_answer_names_each_is_a_dead_letter_for_one_request(data_dir: Path) -> None:
+    letters = Letters()
+    with serving(lambda _: said({"r": [{"status": "no"}] * 1100})) as server:
+        sink = sink_to(server, data_dir, letters=letters, batch={"rows": 1100}, results={"path": "r"})
+        await ran(sink, Settled().batch(*range(1100)))
+    assert letters.values() == list(range(1100))
+    assert len(server.asked) == 1
 
 
 async def test_without_dead_letters_the_first_refusal_stops_the_sink_and_names_the_rows(data_dir: Path) -> None:

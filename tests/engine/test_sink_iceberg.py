@@ -190,6 +190,22 @@ async def test_a_batch_without_rows_is_taken_whatever_its_columns(tmp_path: Path
     assert sink.report().rows == 1
 
 
+@pytest.mark.parametrize("partition", ["t", "year(t)", "month(t)", "day(t)", "hour(t)"])
+async def test_a_time_that_no_partition_can_tell_is_set_aside_and_the_rest_is_committed(
+    tmp_path: Path, partition: str
+) -> None:
+    """Before there is a table, and under the partitioning that it has."""
+    letters = Letters()
+    sink = keeping(sink_in(tmp_path), letters, partition_by=(partition,))
+    await sink.open()
+    times = pa.array([0, 2**63 - 1, None, -(2**62)], pa.int64()).cast(pa.timestamp("us"))
+    data = pa.record_batch({"n": [1, 2, 3, 4], "t": times})
+    await ended(sink, *batches(data, data))
+    assert [one.row.column("n")[0].as_py() for one in letters.rejected if one.row is not None] == [2, 4, 2, 4]
+    assert "partition_by: 't' has a timestamp[us] in the year 294247" in str(letters.rejected[0].error)
+    assert sink.report().rows == 4
+
+
 async def test_nothing_is_committed_for_letters_that_cannot_be_kept(tmp_path: Path) -> None:
     sink = keeping(sink_in(tmp_path), Letters(StorageFull("the budget is used up")), columns_max=1)
     await sink.open()
@@ -215,6 +231,27 @@ async def test_without_letters_a_row_too_wide_stops_the_sink_before_it_shapes_th
     with pytest.raises(BatchError, match=r"^a\.jsonl bytes 0 to 10: table ns\.t: the rows have 2 columns"):
         await ended(sink, *batches(rows({"a": 1, "b": None}, {"a": 1, "b": 2})))
     assert not list((tmp_path / "warehouse").rglob("*.metadata.json"))
+
+
+@pytest.mark.parametrize("with_letters", [True, False])
+async def test_columns_of_a_row_that_was_refused_refuse_no_row_without_values_in_them(
+    tmp_path: Path, with_letters: bool
+) -> None:
+    """A source remembers them: all its later batches have them, and null throughout."""
+    wide = pa.record_batch({"n": [1, 2, 3], "k": [None, 1, None], "l": [None, 1, None], "m": [1, None, None]})
+    letters = Letters()
+    sink = keeping(sink_in(tmp_path), letters, columns_max=2)
+    await sink.open()
+    await ended(sink, *batches(wide, wide.slice(2), wide.slice(0, 1), wide.slice(2)))
+    assert letters.values() == [2]
+    assert sink.report().rows == 5
+    later = keeping(sink_in(tmp_path), letters, columns_max=2)
+    if not with_letters:
+        later = IcebergSink(later.config, sink_in(tmp_path).context)
+    start = await later.open()
+    await ended(later, *batches(*[wide.slice(2)] * 5, wide.slice(0, 1))[4:])
+    assert len(start) == 1
+    assert letters.values() == [2]
 
 
 # -------------------------------------------------------------------- catalogs that refer to secrets

@@ -21,6 +21,7 @@ from conveyord.core.errors import ConfigError, ConveyordError, RecordError, Refu
 from conveyord.core.flow.positions import Positions
 from conveyord.engine.contracts import OperatorContext
 from conveyord.operators.source_file_parquet import FileParquetConfig, FileParquetSource
+from conveyord.storage.parquet_files import SWOLLEN_BYTES, ParquetReader
 from tests.engine.source_rig import Collector, Letters
 
 SKIP = {"skip_bad": True}
@@ -375,3 +376,31 @@ async def test_mutated_files_raise_nothing_but_sentences_and_every_row_is_accoun
             data.validate(full=True)
             assert tally.rows == data.num_rows
             assert tally.read == span.end - span.first or (span.end == span.first and tally.read == 1)
+
+
+@pytest.mark.parametrize("shape", ["plain", "struct", "list", "map"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+async def test_a_value_that_a_dictionary_holds_once_swells_no_batch(tmp_path: Path, shape: str, version: str) -> None:
+    """Some hundred bytes of a file would be two gigabytes of text at once."""
+    text, rows = "x" * (256 * 1024), 8_000
+    words = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([text]))
+    columns = {
+        "plain": words,
+        "struct": pa.StructArray.from_arrays([words], names=["t"]),
+        "list": pa.ListArray.from_arrays(pa.array(range(0, rows + 1, 2), pa.int32()), words),
+        "map": pa.MapArray.from_arrays(pa.array(range(rows + 1), pa.int32()), pa.array(["k"] * rows), words),
+    }
+    options = {"compression": "zstd", "data_page_version": version, "store_schema": False}
+    path = write(tmp_path / "a.parquet", pa.table({"a": columns[shape]}), **options)
+    assert path.stat().st_size < 10_000
+    reader = ParquetReader(path, batch_rows=65_536)
+    sizes, seen = [], 0
+    for piece in reader.pieces():
+        assert piece.data is not None, piece.damage
+        sizes.append(piece.data.nbytes)
+        seen += piece.data.num_rows
+        if len(sizes) == 3:
+            break
+    reader.close()
+    assert max(sizes) <= 2 * SWOLLEN_BYTES
+    assert seen >= 3 * SWOLLEN_BYTES // (len(text) * 4)

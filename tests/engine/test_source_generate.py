@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from trio.testing import MockClock
@@ -79,6 +79,7 @@ def test_draws_are_those_of_splitmix64(key: int, numbers: list[int], span: int) 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@settings(max_examples=settings().max_examples // 2)
 @given(data=st.data())
 def test_a_row_is_the_same_alone_and_among_others(shape: str, data: st.DataObject) -> None:
     first, count = data.draw(st.integers(0, 2**40)), data.draw(st.integers(1, 40))
@@ -94,7 +95,7 @@ def test_a_row_is_the_same_alone_and_among_others(shape: str, data: st.DataObjec
 def test_every_row_can_be_read_from_its_json(columns: Any) -> None:
     declared = {name: DeclaredColumn.model_validate(options).column() for name, options in COLUMNS.items()}
     generator = Generator(columns or declared, seed=3)
-    for number in range(20):
+    for number in range(8):
         row = generator.rows(np.array([number], np.uint64))
         assert generator.decode(generator.record(number)).equals(row)
 
@@ -165,6 +166,7 @@ def test_a_shape_beside_columns_is_refused() -> None:
 # ------------------------------------------------------------------ positions
 
 
+@settings(max_examples=settings().max_examples // 3)  # each one reads up to eight times
 @given(
     rows=st.integers(0, 60),
     partitions=st.integers(1, 5),

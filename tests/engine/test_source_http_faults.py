@@ -23,11 +23,13 @@ from conveyord.operators.source_http import HttpSource, HttpSourceConfig
 from tests.engine.graph_rig import DLQ, World, pipeline, run, sink, stage
 from tests.engine.http_rig import RESET, Answer, Asked, said, serving
 from tests.engine.http_source_rig import (
+    SINCE,
     TOKEN,
     Out,
     listing,
     read,
     rows,
+    since,
     source_at,
     sum_of,
 )
@@ -239,3 +241,18 @@ async def test_a_busy_server_is_left_alone_as_long_as_it_asks(
 @pytest.fixture
 def racing_clock() -> trio.testing.MockClock:
     return trio.testing.MockClock(rate=200)
+
+
+@pytest.mark.parametrize(("per_page", "is_told"), [(2, True), (4, False)])
+async def test_more_records_of_one_value_than_a_page_holds_are_told_of(
+    data_dir: Path, per_page: int, is_told: bool
+) -> None:
+    """A server that answers from the value on gives the same full page again, and nobody sees what is behind it."""
+    records = [{"n": n, "at": at} for n, at in enumerate([1, 2, 2, 2])]
+    with serving(since(records, per_page, inclusive=True)) as server, structlog.testing.capture_logs() as logs:
+        out = await read(source_at(server, data_dir, **SINCE))
+    assert out.numbers == ([0, 1, 2] if is_told else [0, 1, 2, 3])
+    told = [entry for entry in logs if "never reached" in entry["event"]]
+    assert [(entry["field"], entry["value"], entry["records"]) for entry in told] == (
+        [("at", "2", 2)] if is_told else []
+    )

@@ -44,7 +44,7 @@ def frames(outcome_prepared: Prepared) -> SpillQueue:
     return queue
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("capacity", [1, 3])
 @pytest.mark.parametrize("spill_bytes", [4_000, 20_000, 10**9])
 def test_order_is_kept_and_nothing_lost_however_little_fits(
@@ -136,7 +136,7 @@ async def test_a_damaged_frame_fails_its_edge_and_the_others_drain(
 
     def damaging(queue: SpillQueue, meta, data):
         number = append(queue, meta, data)
-        if number == 3:
+        if number == 1:  # how many come is a matter of how fast the others are
             (path,) = sorted((tmp_path / "spill").rglob("*.seg"))[-1:]
             flip(path, path.stat().st_size - 20)
         return number
@@ -156,7 +156,7 @@ async def test_a_damaged_frame_fails_its_edge_and_the_others_drain(
     assert arrived(world, "quick") == arrived(world, "slow") == list(range(200))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 async def test_runs_that_are_stopped_anywhere_lose_and_double_nothing(
     tmp_path: Path, hasty_clock: MockClock, seed: int
 ) -> None:

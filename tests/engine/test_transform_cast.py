@@ -184,8 +184,9 @@ def test_nanoseconds_are_cut_to_microseconds_only_if_allowed() -> None:
             "'x' is of type long, which is never a timestamp; say what the number counts, in map: to_times",
         ),
         (1, "date", "'x' is of type long, which is never a date; say what the number counts"),
-        ([1], "long", "which is never a long; a nested can become text"),
-        (True, "double", "'x' is of type boolean, which is never a double; a boolean can become integer, text"),
+        ([1], "long", "which is never a long; it can become string"),
+        (1.5, "boolean", "which is never a boolean; it can become int, long, decimal, string"),
+        (True, "double", "'x' is of type boolean, which is never a double; it can become int, long, string"),
         (dt.datetime(2024, 1, 1), "timestamptz", "set timezone to that whose clock the timestamps without a zone show"),
         (dt.datetime(2024, 1, 1, tzinfo=UTC), "date", "set timezone to that whose clock"),
     ],
@@ -374,14 +375,20 @@ def test_columns_that_are_not_there_are_told(columns: dict[str, str], message: s
         (
             {"columns": {"a": "integer"}},
             {
-                "columns": "columns.a: 'integer' is no type; types are boolean, int, long, float, double, date, time, "
+                (
+                    "columns",
+                    "a",
+                ): "columns.a: 'integer' is no type; types are boolean, int, long, float, double, date, time, "
                 "timestamp, timestamptz, string, binary and decimal(digits, digits behind the point)"
             },
         ),
         (
             {"columns": {"a": "decimal(39,2)"}},
             {
-                "columns": "columns.a: 'decimal(39,2)' has no room: a decimal has 1 to 38 digits in all, and at most "
+                (
+                    "columns",
+                    "a",
+                ): "columns.a: 'decimal(39,2)' has no room: a decimal has 1 to 38 digits in all, and at most "
                 "as many of them behind the point"
             },
         ),
@@ -466,9 +473,11 @@ def test_values_made_null_are_counted_in_the_log(tmp_path: Path) -> None:
             tmp_path,
         )
     assert len(outcome.letters_of()) == 1
-    told = [entry for entry in logs if entry["event"] == "values that do not fit were made null"]
-    assert sorted((entry["column"], entry["count"], entry["total"]) for entry in told) == [
-        (column, count, count * batches) for column, count in (("k", 10), ("v", 8)) for batches in (1, 2, 3)
+    told = [entry for entry in logs if entry["log_level"] == "warning" and entry.get("stage") == "c"]
+    first, last = "values that do not fit are made null", "values that did not fit were made null in this run"
+    assert sorted((entry["event"], entry["column"], entry["count"]) for entry in told) == [
+        *((last, column, count) for column, count in (("k", 30), ("v", 24))),
+        *((first, column, count) for column, count in (("k", 10), ("v", 8))),
     ]
     kept = world.kept("default/p", "out").rows
     assert [(row["k"], row["v"]) for row in kept] == [

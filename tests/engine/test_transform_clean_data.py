@@ -119,6 +119,24 @@ def test_only_named_columns_and_fields_are_cleaned() -> None:
     ]
 
 
+def test_what_did_not_fit_a_column_is_cleaned_with_it_and_is_no_null() -> None:
+    data = rows(
+        {"tel": 1, "tel__string": None, "o": {"c": "a", "c__json": None}, "o__string": None, "b": " b"},
+        {"tel": None, "tel__string": " x ", "o": {"c": None, "c__json": ' "q" '}, "o__string": None, "b": " b"},
+        {"tel": None, "tel__string": "  ", "o": None, "o__string": " Ann ", "b": " b"},
+    )
+    done = cleaned(data, columns=["tel", "o.c"])
+    assert done.to_pylist() == [
+        {"tel": 1, "tel__string": None, "o": {"c": "a", "c__json": None}, "o__string": None, "b": " b"},
+        {"tel": None, "tel__string": "x", "o": {"c": None, "c__json": '"q"'}, "o__string": None, "b": " b"},
+        {"tel": None, "tel__string": None, "o": None, "o__string": "Ann", "b": " b"},
+    ]
+    for wanted in (["tel"], ["o.c"], True):
+        assert cleaned(data, remove_nulls=wanted).num_rows == 2
+    assert cleaned(data, remove_nulls=["o", "b"]).num_rows == 3
+    assert cleaned(data, remove_nulls=["tel__string"]).num_rows == 1
+
+
 def test_provenance_is_left_alone() -> None:
     data = batch(_source=texts(["In"], "dictionary"), _partition=texts([" My File.jsonl"], "dictionary"), s=[" X "])
     done = cleaned(data, normalize_case="lower")

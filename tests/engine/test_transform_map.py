@@ -112,12 +112,19 @@ def test_schemas_may_change_between_batches() -> None:
         ("a >", "is refused: Expected: an expression, found: the end"),
         ("", "is refused: Expected: an expression, found: the end"),
         ("a AS b", "is refused: Expected: ), found: AS (column 3)"),
+        ("a, a", "has several expressions, parted by a comma; give each a column of its own"),
+        ("f(a, 1) -- b,\n , '(' || b", "has several expressions, parted by a comma; give each a column of its own"),
         ("a; DROP TABLE x", "is refused: Expected: ), found: ; (column 2)"),
     ],
 )
 def test_what_is_no_expression_on_one_row_is_refused_before_a_run(text: str, why: str) -> None:
     config = MapTransform.Config(columns={"good": "1", "bad": text})
-    assert MapTransform.mistakes(config) == {"columns": f"columns.bad {why}"}
+    assert MapTransform.mistakes(config) == {("columns", "bad"): f"columns.bad {why}"}
+
+
+@pytest.mark.parametrize("text", ["coalesce(a, 1) -- b, c", "a IN (1, 2)", "[a, 1][1]", "concat(a, ',', \"x,y\")"])
+def test_commas_within_an_expression_part_nothing(text: str) -> None:
+    assert MapTransform.mistakes(MapTransform.Config(columns={"x": text})) == {}
 
 
 @pytest.mark.parametrize(
@@ -150,7 +157,7 @@ spec:
     with pytest.raises(DefinitionError) as refused:
         parse_pipelines({"a.yaml": text.encode()}, registry=installed(), environ={})
     assert str(refused.value).splitlines()[0] == (
-        "a.yaml:7:28: columns.mag2 must look at one row only, without aggregates or windows; use sql_transform"
+        "a.yaml:7:35: columns.mag2 must look at one row only, without aggregates or windows; use sql_transform"
     )
 
 

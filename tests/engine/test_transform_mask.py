@@ -236,7 +236,7 @@ def test_what_cannot_be_masked_stops_the_run(columns: dict[str, str], data: dict
 
 
 def test_columns_that_only_some_batches_have_may_be_missing_if_that_is_said() -> None:
-    transform = mask(columns={"email": "redact"}, missing="allow")
+    transform = mask(columns={"email": "redact"}, on_missing="ignore")
     assert transform.apply(rows({"n": 1})).to_pylist() == [{"n": 1}]
     assert transform.apply(rows({"n": 1, "email": "x"})).to_pylist() == [{"n": 1, "email": "***"}]
 
@@ -280,6 +280,29 @@ spec:
     shown = render(refused.value.problems)
     assert "x.yaml:7:" in shown
     assert KEY not in shown
+
+
+def test_a_wrong_option_of_a_method_is_all_that_is_told() -> None:
+    def told(mask_of_id: str) -> list[str]:
+        text = f"""apiVersion: conveyor.etl/v1
+kind: Pipeline
+metadata: {{name: p}}
+spec:
+  source: {{type: file_jsonl, path: x}}
+  steps:
+    - {{type: mask, columns: {{id: {mask_of_id}}}, unkeyed: true}}
+  sink: {{type: stdout_pretty}}
+"""
+        with pytest.raises(DefinitionError) as refused:
+            parse_pipelines({"x.yaml": text.encode()}, registry=installed(), environ={})
+        return [problem.message for problem in refused.value.problems]
+
+    assert told("{method: hash, text: x}") == ["hash has no option 'text'"]
+    assert told("{method: partial, keep_last: -1}") == [
+        "'keep_last' must be greater than or equal to 0, got -1"
+    ]  # fmt: skip
+    assert told("blur") == ["'id' must be redact or hash or partial or nullify or tokenize, got the text 'blur'"]
+    assert len(told("[hash]")) == 1
 
 
 def test_in_a_run_rows_are_masked_and_letters_of_later_stages_hold_no_unmasked_row(tmp_path: Path) -> None:

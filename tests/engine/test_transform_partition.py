@@ -79,7 +79,7 @@ def test_every_path_stays_below_its_directory_and_tells_the_value(values: list[s
 
 @given(
     st.lists(st.one_of(st.none(), st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2200, 1, 1))), max_size=8),
-    st.sampled_from(["%Y", "%Y-%m", "%Y-%m-%d", "%Y%m%d%H", "%H-%M", "%Y-%j", "%G-%V"]),
+    st.sampled_from(["%Y", "%Y-%m", "%Y-%m-%d", "%Y%m%d%H", "%H-%M", "%Y-%j", "%G-%V", "%G", "%V", "%u"]),
     st.sampled_from([pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.timestamp("ms", "Europe/Berlin"), pa.date32()]),
 )
 def test_times_are_written_in_utc_as_strftime_does(
@@ -167,6 +167,46 @@ def test_a_name_longer_than_file_systems_take_is_a_bad_row() -> None:
         paths(data, "a", "b")
     assert [poison.row for poison in bad.value.poison] == [1]
     assert bad.value.good[0].column("b").to_pylist() == ["y" * 100] * 2
+
+
+def test_a_name_is_measured_in_bytes() -> None:
+    with pytest.raises(BadRows) as bad:
+        paths(batch(a=pa.array(["é" * 126, "é" * 127, "x" * 253])), "a")  # of 254, 256 and 255 bytes with `a=`
+    assert [poison.row for poison in bad.value.poison] == [1]
+
+
+def test_the_year_of_a_week_is_not_that_of_its_day() -> None:
+    assert paths(batch(at=pa.array([dt.date(2024, 12, 30)])), "at", partition_format="{at:%G}") == ["2025"]
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("s"), pa.timestamp("ms", "Europe/Berlin"), pa.date32()])
+@pytest.mark.parametrize("expression", ["year(t)", "month(t)", "day(t)", "hour(t)"])
+def test_a_time_in_a_year_that_no_path_can_tell_is_a_bad_row(kind: pa.DataType, expression: str) -> None:
+    days = [-719_163, -719_162, 0, 2_932_896, 2_932_897, 2**31 - 1, -(2**31)]
+    far = [True, False, False, False, True, True, True]
+    data = batch(
+        n=pa.array(range(7)), t=pa.array(days, pa.int32()).cast(pa.date32()).cast(pa.timestamp("s")).cast(kind)
+    )
+    with pytest.raises(BadRows) as bad:
+        paths(data, expression)
+    assert [poison.row for poison in bad.value.poison] == [row for row in range(7) if far[row]]
+    assert "partition_by: 't' is +10000-01-01" in str(bad.value.poison[1].error)
+    assert "a path can tell the years 0001 to 9999 only" in str(bad.value.poison[1].error)
+    made = bad.value.good[0]
+    assert made.column("n").to_pylist() == [1, 2, 3]
+    assert [path.split("=")[1][:4] for path in made.column("_partition_path").to_pylist()] == ["0001", "1970", "9999"]
+
+
+def test_a_row_may_be_bad_for_two_reasons_and_is_once() -> None:
+    times = pa.array([0, 2**40, 2**40], pa.int64()).cast(pa.timestamp("s"))
+    with pytest.raises(BadRows) as bad:
+        paths(batch(a=pa.array(["x" * 300, "x" * 300, "x"]), t=times), "a", "day(t)")
+    assert [poison.row for poison in bad.value.poison] == [0, 1, 2]
+    assert [str(poison.error).split(" and ")[0] for poison in bad.value.poison] == [
+        "partition_by: a name in the path has more than 255 bytes; shorten the value before",
+        "partition_by: 't' is +36812-02-20T00:36:16",
+        "partition_by: 't' is +36812-02-20T00:36:16",
+    ]
 
 
 def test_in_a_run_rows_get_their_path_and_bad_ones_become_letters(tmp_path: Path) -> None:

@@ -87,6 +87,52 @@ def test_an_object_that_loses_its_last_field_goes_as_a_whole() -> None:
     assert left("b.d.e", "b.d.f", "l.x", "l.y").schema.names == ["a", "b", "b.c"]
 
 
+SPLIT = rows(
+    {
+        "id": 1,
+        "tel__string": "x",
+        "tel": None,
+        "tel__string__json": "[1]",
+        "u": {"tel": 1, "tel__json": None, "n": 2},
+        "u__string": "Ann",
+        "u__list": [{"tel": 5, "n": 6}],
+        "u__map": [],
+        "tel__strings": "y",
+    }
+)
+
+
+def test_what_did_not_fit_a_column_stays_and_goes_with_it() -> None:
+    def of(**options: Any) -> list[dict[str, Any]]:
+        done = made(ProjectTransform, **options).apply(SPLIT)
+        done.validate(full=True)
+        return done.to_pylist()
+
+    tel = {"tel": None, "tel__string": "x", "tel__string__json": "[1]"}
+    user = {"u": {"tel": 1, "tel__json": None, "n": 2}, "u__string": "Ann", "u__list": [{"tel": 5, "n": 6}]}
+    rest = {"u__map": [], "tel__strings": "y"}
+    assert of(columns=["tel", "id"]) == [{**tel, "id": 1}]
+    assert list(of(columns=["tel", "id"])[0]) == [*tel, "id"]
+    assert of(drop=["tel"]) == [{"id": 1, **user, **rest}]
+    assert of(drop=["tel__string"]) == [{"id": 1, "tel": None, **user, **rest}]
+    assert of(columns=["tel__string", "id", "tel"]) == [{**tel, "id": 1}]
+    assert of(columns=["u"]) == [{**user, "u__map": []}]
+    assert of(drop=["u", "tel"]) == [{"id": 1, "tel__strings": "y"}]
+
+
+def test_what_stands_where_an_object_should_be_stays_and_goes_with_its_fields() -> None:
+    kept_fields = made(ProjectTransform, columns=["u.tel"]).apply(SPLIT)
+    assert kept_fields.to_pylist() == [
+        {"u": {"tel": 1, "tel__json": None}, "u__string": "Ann", "u__list": [{"tel": 5}], "u__map": []}
+    ]
+    left_fields = made(ProjectTransform, drop=["u.tel"]).apply(SPLIT)
+    assert left_fields.select(["u", "u__list"]).to_pylist() == [{"u": {"n": 2}, "u__list": [{"n": 6}]}]
+    assert left_fields.schema.names == ["id", "tel__string", "tel", "tel__string__json", "u", "u__list", "tel__strings"]
+    assert made(ProjectTransform, drop=["u.n", "u.tel"]).apply(SPLIT).schema.names == [
+        "id", "tel__string", "tel", "tel__string__json", "tel__strings"
+    ]  # fmt: skip
+
+
 @given(st.lists(st.sampled_from(PATHS), min_size=1, unique=True), st.integers(0, 3))
 def test_keeping_and_dropping_do_what_plain_python_does(names: list[str], cut: int) -> None:
     paths = [("b.c",) if name == "b.c" else tuple(name.split(".")) for name in names]
@@ -137,8 +183,9 @@ def test_a_batch_may_have_no_rows_and_keeps_its_rows_without_columns() -> None:
     assert kept("nowhere", on_missing="ignore").num_rows == 3
 
 
-def test_all_columns_stay_if_nothing_is_said() -> None:
-    assert made(ProjectTransform).apply(NESTED).equals(NESTED)
+def test_a_stage_that_would_do_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="project needs columns, what stays, or drop, what goes"):
+        made(ProjectTransform)
 
 
 def test_what_lies_in_a_column_without_a_type_is_neither_missing_nor_taken() -> None:
@@ -166,9 +213,9 @@ def test_a_missing_column_is_told_with_what_is_like_it(name: str, message: str) 
 @pytest.mark.parametrize(
     ("options", "mistakes"),
     [
-        ({}, {}),
+        ({"drop": ["b"]}, {}),
         ({"columns": ["a"], "drop": ["b"]}, {"drop": "project takes `columns` or `drop`, not both"}),
-        ({"drop": ["a", "b", "a"]}, {"drop": "'a' is named twice"}),
+        ({"drop": ["a", "b", "a"]}, {("drop", 2): "'a' is named twice"}),
         ({"columns": ["a", "b"]}, {}),
     ],
 )

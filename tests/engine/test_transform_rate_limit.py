@@ -34,7 +34,7 @@ def made(listened: tuple[str, ...] = (), **options: Any) -> RateLimitTransform:
         threads=trio.CapacityLimiter(1),
         listened=frozenset(listened),
     )
-    return RateLimitTransform(RateLimitTransform.Config(**{"rows_per_second": None, **options}), context)
+    return RateLimitTransform(RateLimitTransform.Config(**options), context)
 
 
 def batch(rows: int, *, first: int = 0) -> Batch:
@@ -108,6 +108,8 @@ def test_the_burst_comes_back_after_a_pause_and_no_more_than_it() -> None:
 def test_bytes_are_counted_as_the_rows_take_them_in_memory() -> None:
     assert batch(10).data.nbytes == 80
     assert fed(made(bytes_per_second=80), batch(10), batch(10), batch(20)).times == [0, 1, 3]
+    threefold = made(rows_per_second=None, bytes_per_second=80, burst="3s")
+    assert fed(threefold, *[batch(10)] * 5).times == [0, 0, 0, 1, 2]
 
 
 def test_the_stricter_of_two_limits_counts() -> None:
@@ -197,7 +199,7 @@ def test_two_stages_that_tag_are_refused() -> None:
     with pytest.raises(ConfigError) as refused:
         fed(made(rows_per_second=3, on_excess="tag"), clash)
     assert str(refused.value) == (
-        "stage 'slower': the rows have a column '_rate_limited' already; rename it before rate_limit, or leave out one "
+        "rate_limit: the rows have a column '_rate_limited' already; rename it before rate_limit, or leave out one "
         "of two stages that tag"
     )
 

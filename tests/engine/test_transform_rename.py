@@ -44,6 +44,40 @@ def test_fields_are_renamed_in_their_objects_and_lists() -> None:
     ]
 
 
+def test_what_did_not_fit_a_column_is_renamed_with_it() -> None:
+    data = rows(
+        {
+            "tel__string": "x",
+            "tel": None,
+            "tel__json__json": "1",
+            "U": {"nm": 1, "nm__json": "[]"},
+            "U__string": "Ann",
+            "U__list": [{"nm": 1}],
+        }
+    )
+    done = renamed(data, columns={"tel": "phone", "U.nm": "name"})
+    assert done.to_pylist() == [
+        {
+            "phone__string": "x",
+            "phone": None,
+            "phone__json__json": "1",
+            "U": {"name": 1, "name__json": "[]"},
+            "U__string": "Ann",
+            "U__list": [{"name": 1}],
+        }
+    ]
+    assert renamed(data, columns={"U": "user", "tel__string": "text", "tel": "t"}, case="lower").schema.names == [
+        "text", "t", "t__json__json", "user", "user__string", "user__list"
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="'tel__string' and 'b__string' would both be called 'b__string'"):
+        renamed(rows({"tel": 1, "tel__string": "", "b__string": ""}), columns={"tel": "b"})
+
+
+def test_a_stage_that_would_do_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="rename needs columns, with new names, or a case other than keep"):
+        made(RenameTransform)
+
+
 def test_a_column_with_a_dot_in_its_name_is_meant_before_a_field() -> None:
     data = rows({"a.b": 1, "a": {"b": 2}})
     assert renamed(data, columns={"a.b": "c"}).to_pylist() == [{"c": 1, "a": {"b": 2}}]
@@ -138,8 +172,8 @@ def test_missing_columns_are_passed_over_if_asked() -> None:
 @pytest.mark.parametrize(
     ("options", "mistakes"),
     [
-        ({}, {}),
-        ({"columns": {"a": ""}}, {"columns": "the new name of 'a' is empty"}),
+        ({"columns": {"a": "b"}}, {}),
+        ({"columns": {"a": ""}}, {("columns", "a"): "the new name of 'a' is empty"}),
         ({"case": "snake"}, {}),
     ],
 )

@@ -143,10 +143,14 @@ async def test_rows_that_are_not_as_declared_become_dead_letters(tmp_path: Any, 
             "auto_infer",
             "no columns to be strict about; give them in columns",
         ),
-        ({"columns": {"a": "number"}}, "columns", "column 'a': 'number' is no type; types are boolean, int, long"),
+        (
+            {"columns": {"a": "number"}},
+            ("columns", "a"),
+            "column 'a': 'number' is no type; types are boolean, int, long",
+        ),
     ],
 )
-def test_options_that_make_no_sense_are_named(options: dict[str, Any], key: str, message: str) -> None:
+def test_options_that_make_no_sense_are_named(options: dict[str, Any], key: Any, message: str) -> None:
     found = SchemaEvolutionTransform.mistakes(SchemaEvolutionConfig(**options))
     assert list(found) == [key]
     assert message in found[key]

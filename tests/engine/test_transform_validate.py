@@ -96,6 +96,16 @@ def errors(data: pa.RecordBatch, **options: Any) -> list[str | None]:
         ),
         (pa.array([{"a": 1}, None]), {"type": "struct", "nullable": False}, "c is null", [1]),
         (pa.nulls(2), {"type": "long", "min": 0, "pattern": "x", "one_of": ["a"], "length_min": 5}, "", []),
+        (pa.array([[1], None]), {"one_of": [1]}, "c is not in one_of", [0]),
+        (pa.array([{"a": 1}, None]), {"one_of": ["a"]}, "c is not in one_of", [0]),
+        (pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())), {"one_of": [1]}, "c is not in one_of", [0]),
+        (pa.array([1e308, -math.inf, math.inf, math.nan]), {"max": 10**400}, "c is above", [2, 3]),
+        (pa.array([1e308, -math.inf, math.inf, math.nan]), {"min": -(10**400)}, "c is below", [1, 3]),
+        (pa.array([1e308, math.inf, None]), {"min": 10**400}, "c is below", [0]),
+        (pa.array([2.0**53, 2.0**53 + 2]), {"min": 2**53 + 1}, "c is below", [0]),
+        (pa.array([2.0**53, 2.0**53 + 2]), {"max": 2**53 + 1}, "c is above", [1]),
+        (pa.array(["1", "1e308"]), {"max": 10**400}, "", []),
+        (pa.array([2.0**53, 0.5, math.inf]), {"one_of": [10**400, 2**53 + 1, 0.5]}, "c is not in one_of", [0, 2]),
     ],
 )
 def test_each_rule_finds_the_rows_that_break_it(
@@ -314,6 +324,30 @@ def test_a_schema_without_an_end_makes_rows_invalid_and_ends() -> None:
         deep = {"a": deep}
     tree = {"properties": {"a": {"$ref": "#"}}}
     assert errors(rows(deep), schema=tree) == [None]
+
+
+def test_multiples_are_counted_exactly_and_what_is_no_finite_number_is_none() -> None:
+    def bad(values: pa.Array, unit: Any) -> list[int]:
+        found = errors(batch(d=values), schema={"properties": {"d": {"multipleOf": unit}}})
+        assert {error for error in found if error} <= {f"d: breaks multipleOf ({json.dumps(unit)})"}
+        return [row for row, error in enumerate(found) if error is not None]
+
+    doubles = pa.array([0.3, 19.99, -0.25, math.inf, -math.inf, math.nan, 0.0, 1e308, 5e-324, None])
+    assert bad(doubles, 0.01) == [3, 4, 5, 8]
+    assert bad(doubles, 1) == [0, 1, 2, 3, 4, 5, 8]
+    assert bad(pa.array([Decimal(10**75), Decimal(10**75 + 1)], pa.decimal256(76, 0)), 0.5) == []
+    assert bad(pa.array([True, False]), 5) == []
+    huge = batch(d=pa.nulls(2, pa.int64()), d__json=pa.array(["1" + "0" * 400, "1" + "0" * 399 + "1"]))
+    assert [bool(e) for e in errors(huge, schema={"properties": {"d": {"multipleOf": 2.5}}})] == [False, True]
+
+
+def test_items_are_told_apart_as_json_schema_does() -> None:
+    def repeats(*documents: str) -> list[bool]:
+        data = batch(l=pa.nulls(len(documents)), l__json=pa.array(documents))
+        return [error is not None for error in errors(data, schema={"properties": {"l": {"uniqueItems": True}}})]
+
+    assert repeats("[1, 1.0]", '[{"a": [2.0]}, {"a": [2]}]', '[{"a": 1, "b": 2}, {"b": 2, "a": 1}]') == [True] * 3
+    assert repeats('[1, "1"]', "[1, true]", "[0, false]", "[1, 1.5]", "[[1], 1]", "[null, 0]") == [False] * 6
 
 
 def test_patterns_and_unique_items_take_time_in_proportion() -> None:

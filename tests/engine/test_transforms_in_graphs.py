@@ -52,7 +52,7 @@ def graph(steps: list[str]) -> Pipeline:
     return pipeline(stages, [*edges, Edge("split", "even", output="even"), Edge("split", "odd")])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.permutations(list(STEPS)), st.integers(0, 4), st.integers(0, 2**16), st.integers(0, 30))
 def test_whatever_the_order_an_interrupted_run_is_finished_by_the_next(
     order: list[str], count: int, seed: int, full: int

@@ -9,6 +9,7 @@ it begins (`appending NUMBER VALUE`, `settling NUMBER`, `discarding NUMBER`) and
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import sys
@@ -34,6 +35,13 @@ def append(queue: SpillQueue, value: int, size: int) -> None:
     say("appended", number, value)
 
 
+def cut_late(mount_point: str) -> None:
+    """Cut the power just after the kernel has written everything back: else it is luck whether anything is there."""
+    descriptor = os.open(mount_point, os.O_RDONLY)
+    assert ctypes.CDLL(None, use_errno=True).syncfs(descriptor) == 0
+    cut(mount_point)
+
+
 def main() -> None:
     directory, life, *power = sys.argv[1:]
     rng, value = random.Random(int(life)), int(life) * VALUES_PER_LIFE
@@ -43,7 +51,7 @@ def main() -> None:
         say("recovered", read[0], value_of(read))
     say("working")
     if power:
-        threading.Timer(float(power[1]), cut, [power[0]]).start()
+        threading.Timer(float(power[1]), cut_late if int(life) % 3 == 2 else cut, [power[0]]).start()
     held: dict[int, int] = {}
     while True:
         for _ in range(rng.randrange(1, 8)):

@@ -17,6 +17,7 @@ from tests.storage.rest_catalog import RestServer, serving
 
 # A thread whose call was given up keeps its socket until the server goes away.
 pytestmark = [
+    pytest.mark.usefixtures("unclosed_files"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

@@ -6,8 +6,6 @@ before step k+1 is a crash after step k, so stopping before each covers both sid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from conveyord.core.flow.positions import Partition, Position, Span
 from conveyord.core.flow.tally import Tally
 from conveyord.core.planning import fence as fences
 from conveyord.storage.lake import commit, fileio, ledger
+from tests.storage.crash_rig import Crashed, crashing
 from tests.storage.lake_rig import (
     PARTITION,
     ROWS_PER_BATCH,
@@ -30,6 +29,7 @@ from tests.storage.lake_rig import (
 
 # A killed process does not close its files either.
 pytestmark = [
+    pytest.mark.usefixtures("unclosed_files"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -49,40 +49,6 @@ STEPS: list[tuple[Any, str]] = [
 
 
 PARTS = 8  # of the full sweep: each well below the time at which a test counts as stuck
-
-
-class Crashed(BaseException):
-    """The process is gone: no handler for ordinary errors may run."""
-
-
-class Crasher:
-    """Counts steps, and from step `at` on lets none happen."""
-
-    def __init__(self, at: int | None) -> None:
-        self.at = at
-        self.names: list[str] = []
-
-    def step(self, name: str) -> None:
-        if self.at is not None and len(self.names) >= self.at:
-            raise Crashed(f"before step {self.at}: {name}")
-        self.names.append(name)
-
-
-@contextmanager
-def crashing(monkeypatch: pytest.MonkeyPatch, at: int | None) -> Iterator[Crasher]:
-    crasher = Crasher(at)
-
-    def counted(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*arguments: Any, **options: Any) -> Any:
-            crasher.step(name)
-            return work(*arguments, **options)
-
-        return step
-
-    with monkeypatch.context() as patch:
-        for owner, name in STEPS:
-            patch.setattr(owner, name, counted(name, getattr(owner, name)))
-        yield crasher
 
 
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +82,7 @@ def scenario(data_dir: Path, batches: int) -> None:
 
 def crash_and_recover(data_dir: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     scenario(data_dir, 3)
-    with crashing(monkeypatch, at), pytest.raises(Crashed):
+    with crashing(monkeypatch, STEPS, at), pytest.raises(Crashed):
         scenario(data_dir, 6)
     table = load(data_dir)
     assert table is not None
@@ -133,7 +99,7 @@ def crash_and_recover(data_dir: Path, monkeypatch: pytest.MonkeyPatch, at: int) 
 
 def count_steps(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     scenario(data_dir, 3)
-    with crashing(monkeypatch, None) as crasher:
+    with crashing(monkeypatch, STEPS, None) as crasher:
         scenario(data_dir, 6)
     return crasher.names
 
@@ -152,7 +118,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, stride: int, first
 def test_a_run_stopped_at_steps_all_along_its_way_is_made_whole_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep(tmp_path, monkeypatch, stride=31)
+    sweep(tmp_path, monkeypatch, stride=61)
 
 
 @pytest.mark.check
@@ -166,11 +132,11 @@ def test_a_run_stopped_at_every_single_step_is_made_whole_by_the_next(
 def test_a_run_stopped_while_it_creates_the_table_is_made_whole_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with crashing(monkeypatch, None) as crasher:
+    with crashing(monkeypatch, STEPS, None) as crasher:
         scenario(tmp_path / "count", 1)
-    for at in range(0, len(crasher.names), 11):
+    for at in range(0, len(crasher.names), 19):
         data_dir = tmp_path / f"at-{at}"
-        with crashing(monkeypatch, at), pytest.raises(Crashed):
+        with crashing(monkeypatch, STEPS, at), pytest.raises(Crashed):
             scenario(data_dir, 1)
         scenario(data_dir, 2)
         table = load(data_dir)

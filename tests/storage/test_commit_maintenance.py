@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from uuid import uuid4
 
 import pyarrow as pa
 import pytest
@@ -153,3 +154,28 @@ def test_a_failing_maintenance_does_not_fail_the_batch(tmp_path: Path, monkeypat
     run.commit_next()
     assert run.committer._maintenance.last_failure is not None
     assert assert_exactly_once(load(tmp_path)) == 2
+
+
+def test_metadata_of_another_table_in_the_same_place_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two catalogs may give two tables one place; deleting what the other names would make it unreadable."""
+    run = often(Run(tmp_path).open(), monkeypatch, kept=2)
+    run.commit_next()
+    table = load(tmp_path)
+    current = local_path(table.metadata_location)
+    assert current is not None
+    text = current.read_text(encoding="utf-8")
+    refused = current.with_name(f"00000-{uuid4()}.metadata.json")
+    others = current.with_name(f"00000-{uuid4()}.metadata.json")
+    torn = current.with_name(f"00000-{uuid4()}.metadata.json")
+    refused.write_text(text, encoding="utf-8")
+    others.write_text(text.replace(str(table.metadata.table_uuid), str(uuid4())), encoding="utf-8")
+    torn.write_text(text[:100], encoding="utf-8")
+    for _ in range(4):
+        run.commit_next()
+    assert (refused.exists(), others.exists(), torn.exists()) == (False, True, True)
+    others.unlink()
+    for _ in range(4):
+        run.commit_next()
+    assert not torn.exists(), "with nobody else there it can only be ours"

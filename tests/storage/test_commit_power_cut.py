@@ -5,70 +5,22 @@ Needs root and a kernel that mounts ext4 on a loop device.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from conveyord.storage.lake.catalog import FILE_IO, open_embedded
 from tests.storage.lake_rig import NAME, assert_exactly_once, files_on_disk, files_reachable
+from tests.storage.power_cut_rig import Disk
 
-ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("power_cut_child.py")
-IMAGE_BYTES = 96 * 1024 * 1024
 ROUNDS = 6
-
-
-class Disk:
-    """An ext4 file system of our own, in a file."""
-
-    def __init__(self, home: Path) -> None:
-        self.image, self.mount_point = home / "disk.img", home / "disk"
-        self.mount_point.mkdir()
-        with self.image.open("wb") as file:
-            file.truncate(IMAGE_BYTES)
-        subprocess.run(["mkfs.ext4", "-q", str(self.image)], check=True)
-        self.mount()
-
-    def mount(self) -> None:
-        subprocess.run(["mount", "-o", "loop", str(self.image), str(self.mount_point)], check=True)
-
-    def unmount(self) -> None:
-        subprocess.run(["umount", str(self.mount_point)], check=True)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    if os.geteuid() != 0:
-        pytest.fail("the power-cut test mounts a file system and needs root: run `make check` as root")
-    disk = Disk(tmp_path)
-    try:
-        yield disk
-    finally:
-        disk.unmount()
 
 
 def cut_while_committing(disk: Disk, data_dir: Path, file_io: str, when: float | str) -> int:
     """Commit, cut `when` the child is told to, come back up. Returns the last batch that was acknowledged."""
-    child = subprocess.run(
-        [sys.executable, str(CHILD), str(disk.mount_point), str(data_dir), file_io, str(when)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    disk.unmount()
-    disk.mount()
-    # The cut may fall into a line; what was not said to its end was not said.
-    whole = [line for line in child.stdout.splitlines(keepends=True) if line.endswith("\n")]
-    acknowledged = [int(line.split()[1]) for line in whole]
-    assert acknowledged, child.stderr
-    return acknowledged[-1]
+    said = disk.cut_under(CHILD, disk.mount_point, data_dir, file_io, when)
+    return int(said[-1].split()[1])
 
 
 def is_whole(data_dir: Path, acknowledged: int) -> bool:

@@ -7,17 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from conveyord.core.errors import ConfigError, Refused, StorageFull
-from conveyord.core.flow.dead_letters import DeadLetter
-from conveyord.storage.dead_letters.letters import Counters, Selection
+from conveyord.core.flow.dead_letters import PARTS_PER_LETTER
+from conveyord.storage.dead_letters.letters import EVERYTHING, Claim, Counters, Selection
 from conveyord.storage.dead_letters.reader import DeadLetterReader
-from tests.storage.dead_letters_rig import DAY_MICROS, PIPELINE, held, letter, opened, segments
-
-EVERYTHING = Selection()
+from conveyord.storage.dead_letters.store import DeadLetterStore
+from tests.storage.dead_letters_rig import DAY_MICROS, LANE, PIPELINE, held, letter, opened, queue, segments
 
 
 def test_a_letter_comes_back_as_it_was_put(data_dir: Path) -> None:
@@ -46,20 +42,29 @@ def test_what_fails_again_replaces_itself_and_keeps_id_and_first_time(data_dir: 
         assert store.count() == 2
 
 
-def test_a_key_twice_in_one_put_is_one_letter(data_dir: Path) -> None:
+def test_a_key_twice_in_one_put_is_two_letters_and_takes_their_places_again(data_dir: Path) -> None:
     with opened(data_dir) as store:
-        store.put([letter(1, raw=b"a"), letter(1, raw=b"b")], 1)
-        (stored,) = store.select()
-        assert (stored.letter.raw, stored.letter.attempts) == (b"b", 2)
+        for at in (1, 2):
+            store.put([letter(1, raw=b"a"), letter(1, raw=b"b"), letter(1, raw=b"a")], at)
+            found = [(stored.id, stored.letter.raw, stored.letter.attempts) for stored in store.select()]
+            assert found == [(1, b"a", at), (2, b"b", at), (3, b"a", at)]
+        variants = [replace(stored.letter, attempts=1) for stored in store.select()]
+        store.put(variants[1:], 3)
+        assert [stored.letter.attempts for stored in store.select()] == [2, 3, 3], "what is sent keeps its variant"
+        assert given_up(store, 1, 2, 3, copied_to=2) == 3
+        store.put([letter(1, raw=b"b"), letter(1, raw=b"a"), letter(1, raw=b"a")], 4)
+        *copied_before, new = [(stored.id, stored.letter.raw) for stored in store.select()]
+        assert copied_before == [(1, b"a"), (2, b"b")], "the same rows as before have their ids"
+        assert new[0] > 3
 
 
 def test_nothing_is_created_before_the_first_letter(data_dir: Path) -> None:
     with opened(data_dir, retention_seconds=1.0) as store, DeadLetterReader(data_dir) as reader:
         store.put([], 1)
         assert (store.groups(), store.get(1), store.counters()) == ([], None, Counters())
-        assert store.queue_replay(PIPELINE, EVERYTHING) == store.settle_replays(PIPELINE, 9, 1) == 0
-        assert store.purge(EVERYTHING) == store.withdraw([1]) == store.expire(5) == store.used_bytes() == 0
-        assert (store.newer_than(PIPELINE, 0, 9), store.last_id(PIPELINE), store.queued(PIPELINE, 0, 9)) == ([], 0, [])
+        assert (queue(store), store.settle(LANE, 9, 1), store.successors("a", [1])) == (0, [], [])
+        assert store.purge(EVERYTHING) == store.withdraw([Claim(1, "a")]) == store.expire(5) == store.used_bytes() == 0
+        assert (store.newer_than(PIPELINE, 0, 9), store.last_id(PIPELINE), store.queued(LANE, 0, 9)) == ([], 0, [])
         assert list(data_dir.iterdir()) == []
         assert list(reader.select()) == []
         store.put([letter(1)], 1)
@@ -131,40 +136,41 @@ def test_a_message_that_sqlite_cannot_hold_is_escaped_and_cut(data_dir: Path) ->
 
 
 def sequences(store, after: int = 0) -> list[tuple[int, int]]:
-    return [(number, stored.id) for number, stored in store.queued(PIPELINE, after, 100)]
+    return [(number, stored.id) for number, stored in store.queued(LANE, after, 100)]
 
 
 def test_sequence_numbers_grow_for_ever_and_are_never_given_again(data_dir: Path) -> None:
     with opened(data_dir) as store:
         store.put([letter(n) for n in range(3)] + [letter(9, pipeline="default/other")], 1)
-        assert store.queue_replay(PIPELINE, EVERYTHING) == 3
-        assert store.queue_replay(PIPELINE, EVERYTHING) == 0, "what is queued is not queued twice"
+        assert queue(store) == 3
+        assert queue(store) == 0, "what is queued is not queued twice"
         assert sequences(store) == [(1, 1), (2, 2), (3, 3)]
         assert sequences(store, 2) == [(3, 3)]
         store.purge(Selection(ids=(2, 3)))
-        store.settle_replays(PIPELINE, 3, 2)
+        store.settle(LANE, 3, 2)
     with opened(data_dir) as store:
         store.put([letter(1)], 3)
-        assert store.queue_replay(PIPELINE, EVERYTHING) == 1
-        assert [number for number, _ in store.queued(PIPELINE, 0, 9)] == [4]
-        assert store.queue_replay("default/other", EVERYTHING) == 1
-        assert [number for number, _ in store.queued("default/other", 0, 9)] == [1]
+        assert queue(store) == 1
+        assert [number for number, _ in store.queued(LANE, 0, 9)] == [4]
+        other = LANE._replace(pipeline="default/other")
+        assert queue(store, lane=other) == 1
+        assert [number for number, _ in store.queued(other, 0, 9)] == [1]
 
 
 def test_what_settles_is_replayed_and_its_payload_dropped(data_dir: Path) -> None:
     with opened(data_dir) as store:
         store.put([letter(n, text="x" * 100_000) for n in range(3)], 1)
         before = store.used_bytes()
-        store.queue_replay(PIPELINE, EVERYTHING)
-        assert store.settle_replays(PIPELINE, 2, 5) == 2
-        assert store.settle_replays(PIPELINE, 2, 6) == 0
+        queue(store)
+        assert store.settle(LANE, 2, 5) == [1, 2]
+        assert store.settle(LANE, 2, 6) == []
         assert sequences(store) == [(3, 3)]
         gone = store.get(1)
         assert gone is not None
-        assert (gone.state, gone.letter.raw, gone.sequence, gone.damage) == ("replayed", None, None, None)
+        assert (gone.state, gone.letter.raw, gone.claims, gone.damage) == ("replayed", None, {}, None)
         assert [stored.id for stored in store.select()] == [3]
         assert store.counters() == Counters(replayed=2)
-        assert store.settle_replays(PIPELINE, 3, 7) == 1
+        assert store.settle(LANE, 3, 7) == [3]
         store.put([letter(50)], 8)
         store.purge(Selection(ids=(4,)))
         assert store.used_bytes() < before - 250_000
@@ -174,11 +180,11 @@ def test_what_settles_is_replayed_and_its_payload_dropped(data_dir: Path) -> Non
 def test_what_fails_again_in_the_replay_does_not_settle(data_dir: Path) -> None:
     with opened(data_dir) as store:
         store.put([letter(1), letter(2)], 1)
-        store.queue_replay(PIPELINE, EVERYTHING)
+        queue(store)
         store.put([letter(1, message="still bad")], 2)
-        assert store.settle_replays(PIPELINE, 2, 3) == 1
+        assert store.settle(LANE, 2, 3) == [2]
         (stored,) = store.select()
-        assert (stored.id, stored.state, stored.sequence, stored.letter.message) == (1, "dead", None, "still bad")
+        assert (stored.id, stored.state, stored.letter.message) == (1, "dead", "still bad")
         store.put([letter(2)], 4)
         assert store.get(2).state == "dead", "what was replayed and fails later is dead again"
 
@@ -186,9 +192,9 @@ def test_what_fails_again_in_the_replay_does_not_settle(data_dir: Path) -> None:
 def test_what_is_withdrawn_does_not_settle(data_dir: Path) -> None:
     with opened(data_dir) as store:
         store.put([letter(1), letter(2)], 1)
-        store.queue_replay(PIPELINE, EVERYTHING)
-        assert store.withdraw([1, 77]) == 1
-        assert store.settle_replays(PIPELINE, 2, 3) == 1
+        queue(store)
+        assert store.withdraw([Claim(1, LANE.sink), Claim(77, LANE.sink)]) == 1
+        assert store.settle(LANE, 2, 3) == [2]
         assert [(stored.id, stored.state) for stored in store.select()] == [(1, "dead")]
 
 
@@ -219,8 +225,8 @@ def test_an_edit_that_could_double_or_lose_a_row_is_refused(data_dir: Path) -> N
         store.put([letter(1, row=b"old", stage="clean"), letter(2), letter(3)], 1)
         with pytest.raises(Refused, match="letter 1 failed at 'clean' as a row; edit the row"):
             store.edit(1, raw=b"x")
-        store.queue_replay(PIPELINE, Selection(ids=(2, 3)))
-        store.settle_replays(PIPELINE, 1, 2)
+        queue(store, Selection(ids=(2, 3)))
+        store.settle(LANE, 1, 2)
         with pytest.raises(Refused, match="letter 2 was replayed"):
             store.edit(2, raw=b"x")
         with pytest.raises(Refused, match="letter 3 is queued for replay and may have arrived already"):
@@ -258,8 +264,8 @@ def test_replayed_letters_give_way_before_a_put_is_refused(data_dir: Path) -> No
     with opened(data_dir, budget_bytes=1024 * 1024) as store:
         for first in range(0, 20_000, 500):
             store.put([letter(first + n) for n in range(500)], first)
-            store.queue_replay(PIPELINE, EVERYTHING)
-            store.settle_replays(PIPELINE, first + 500, first)
+            queue(store)
+            store.settle(LANE, first + 500, first)
         assert store.counters().replayed == 20_000
 
 
@@ -267,7 +273,7 @@ def test_a_letter_expires_after_its_newest_failure(data_dir: Path) -> None:
     with opened(data_dir) as store:
         store.put([letter(1), letter(2), letter(3)], 0)
         store.put([letter(1)], DAY_MICROS)
-        store.queue_replay(PIPELINE, Selection(ids=(3,)))
+        queue(store, Selection(ids=(3,)))
     with opened(data_dir, retention_seconds=86_400.0, at_micros=DAY_MICROS) as store:
         assert store.count() == 3, "a day is over only after it"
     with opened(data_dir, retention_seconds=86_400.0, at_micros=DAY_MICROS + 1) as store:
@@ -342,97 +348,14 @@ def test_readers_see_whole_letters_while_a_writer_moves_them(data_dir: Path) -> 
     assert problems == []
 
 
-# -------------------------------------------------------------------- against a model
-
-
-class Model(RuleBasedStateMachine):
-    """Any sequence of operations, with the store closed and opened in between, leaves what a dictionary says."""
-
-    offsets = st.integers(0, 5)
-
-    def __init__(self) -> None:
-        super().__init__()
-        import tempfile
-
-        self._home = tempfile.TemporaryDirectory()
-        self._dir = Path(self._home.name)
-        self._store = opened(self._dir)
-        self._at = 0
-        self._letters: dict[int, tuple[str, bytes | None, int]] = {}  # offset: state, raw, attempts
-        self._queue: dict[int, int] = {}  # sequence: offset
-        self._sequence = 0
-
-    def teardown(self) -> None:
-        self._store.close()
-        self._home.cleanup()
-
-    def _ids(self, offsets: set[int]) -> Selection:
-        return Selection(ids=tuple(s.id for s in self._store.select() if s.letter.key.offset in offsets))
-
-    @rule(offsets=st.lists(offsets, max_size=4), raw=st.binary(max_size=70_000))
-    def put(self, offsets: list[int], raw: bytes) -> None:
-        self._at += 1
-        given: list[DeadLetter] = [letter(offset, raw=raw) for offset in offsets]
-        self._store.put(given, self._at)
-        for offset in offsets:
-            attempts = self._letters.get(offset, ("", b"", 0))[2]
-            self._letters[offset] = ("dead", raw, attempts + 1)
-            self._queue = {number: queued for number, queued in self._queue.items() if queued != offset}
-
-    @rule(offsets=st.sets(offsets))
-    def queue(self, offsets: set[int]) -> None:
-        found = [s for s in self._store.select(self._ids(offsets)) if s.state == "dead"]
-        assert self._store.queue_replay(PIPELINE, self._ids(offsets)) == len(found)
-        for stored in found:
-            self._sequence += 1
-            self._queue[self._sequence] = stored.letter.key.offset
-            self._letters[stored.letter.key.offset] = ("queued", *self._letters[stored.letter.key.offset][1:])
-
-    @rule(up_to=st.integers(0, 30))
-    def settle(self, up_to: int) -> None:
-        settled = [number for number in self._queue if number <= up_to]
-        assert self._store.settle_replays(PIPELINE, up_to, self._at) == len(settled)
-        for number in settled:
-            offset = self._queue.pop(number)
-            self._letters[offset] = ("replayed", None, self._letters[offset][2])
-
-    @rule(offsets=st.sets(offsets))
-    def purge(self, offsets: set[int]) -> None:
-        gone = {offset for offset in offsets if self._letters.get(offset, ("replayed",))[0] != "replayed"}
-        assert self._store.purge(self._ids(offsets)) == len(gone)
-        for offset in gone:
-            del self._letters[offset]
-        self._queue = {number: queued for number, queued in self._queue.items() if queued not in gone}
-
-    @rule(offset=offsets)
-    def edit(self, offset: int) -> None:
-        state, _, attempts = self._letters.get(offset, ("", b"", 0))
-        if state == "dead":
-            self._store.edit(self._ids({offset}).ids[0], raw=b"edited")
-            self._letters[offset] = ("dead", b"edited", attempts)
-
-    @rule()
-    def reopen(self) -> None:
-        self._store.close()
-        self._store = opened(self._dir)
-
-    @invariant()
-    def holds_what_the_model_says(self) -> None:
-        with DeadLetterReader(self._dir) as reader:
-            found = {s.letter.key.offset: (s.state, s.letter.raw, s.letter.attempts) for s in reader.select()}
-        assert found == {offset: kept for offset, kept in self._letters.items() if kept[0] != "replayed"}
-        queued = {number: s.letter.key.offset for number, s in self._store.queued(PIPELINE, 0, 100)}
-        assert queued == self._queue
-
-
-TestModel = Model.TestCase
-TestModel.settings = settings(stateful_step_count=25)
+def given_up(store: DeadLetterStore, *letters: int, copied_to: int = 0) -> int:
+    return store.give_up(PIPELINE, [Claim(each, LANE.sink) for each in letters], copied_to=copied_to)
 
 
 def test_a_letter_that_is_dropped_once_it_was_copied_gets_its_id_again(data_dir: Path) -> None:
     with opened(data_dir) as store:
         store.put([letter(10), letter(20), letter(30)], 1)
-        assert store.drop(PIPELINE, [1, 2, 3], copied_to=2) == 3
+        assert given_up(store, 1, 2, 3, copied_to=2) == 3
         assert store.count() == 0
         store.put([letter(40), letter(30)], 2)
         assert [(each.id, each.letter.key.offset) for each in store.select(EVERYTHING)] == [(4, 40), (5, 30)]
@@ -440,60 +363,181 @@ def test_a_letter_that_is_dropped_once_it_was_copied_gets_its_id_again(data_dir:
         store.put([letter(20)], 4)
         assert [each.letter.key.offset for each in store.newer_than(PIPELINE, 2, 10)] == [40, 30]
         assert store.get(2).letter.key.offset == 20
-        assert store.drop(PIPELINE, [2], copied_to=0) == 1, "its copies are gone, so it comes as a new one"
+        assert given_up(store, 2) == 1, "its copies are gone, so it comes as a new one"
         store.put([letter(20), letter(10)], 5)
         assert all(each.id > 3 for each in store.select(EVERYTHING))
 
 
 def test_letters_of_a_store_that_was_lost_get_ids_above_those_that_were_copied(data_dir: Path) -> None:
     with opened(data_dir) as store:
-        assert store.drop(PIPELINE, [], copied_to=70) == 0
+        assert given_up(store, copied_to=70) == 0
         store.put([letter(10)], 1)
-        assert store.drop(PIPELINE, [], copied_to=3) == 0
+        assert given_up(store, copied_to=3) == 0
         store.put([letter(20)], 2)
         assert [each.id for each in store.newer_than(PIPELINE, 70, 10)] == [71, 72]
 
 
+def for_(*sinks: str) -> frozenset[str]:
+    return frozenset(sinks)
+
+
 def test_a_letter_is_for_the_sinks_it_came_with_until_another_failure_adds_some(data_dir: Path) -> None:
     with opened(data_dir) as store:
-        store.put([letter(10, sinks=frozenset({"b"})), letter(20)], 1)
-        store.put([letter(10, sinks=frozenset({"a"}))], 2)
+        store.put([letter(10, sinks=for_("b")), letter(20, sinks=for_("b"))], 1)
+        store.put([letter(10, sinks=for_("a"))], 2)
         assert store.get(1).letter.sinks == {"a", "b"}
-        store.restrict({2: {"c"}})
-        assert store.get(2).letter.sinks == {"c"}
-        store.queue_replay(PIPELINE, EVERYTHING, above=40)
-        assert [number for number, _ in store.queued(PIPELINE, 0, 10)] == [41, 42]
-        assert store.settle_replays(PIPELINE, 42, 3, Selection(ids=(1,)), sinks=["a"]) == 1
-        assert store.get(1).letter.sinks == {"b"}
-        assert [number for number, _ in store.queued(PIPELINE, 0, 10)] == [41, 42], "it waits for the other"
-        assert store.settle_replays(PIPELINE, 42, 3, Selection(ids=(1,)), sinks=["a"]) == 0
-        assert store.settle_replays(PIPELINE, 42, 3, Selection(ids=(1,)), sinks=["b"]) == 1
-        assert store.get(1).state == "replayed"
-        store.put([letter(10, sinks=frozenset({"d"})), letter(20)], 4)
-        assert (store.get(1).letter.sinks, store.get(2).letter.sinks) == ({"d"}, None)
+        lane = LANE._replace(sink="b")
+        assert queue(store, lane=lane, above=40) == 2
+        assert store.settle(lane, 42, 3) == [1, 2]
+        assert (store.get(1).claims, store.get(1).state, store.get(2).state) == ({"a": None}, "dead", "replayed")
+        store.put([letter(10, sinks=for_("d")), letter(20, sinks=for_("b"))], 4)
+        assert (store.get(1).letter.sinks, store.get(2).letter.sinks) == ({"a", "d"}, {"b"})
 
 
 def test_another_row_for_other_sinks_does_not_take_a_letters_place(data_dir: Path) -> None:
     with opened(data_dir) as store:
-        store.put([letter(10, row=b"first", sinks=frozenset({"a"}))], 1)
-        store.put([letter(10, row=b"second", sinks=frozenset({"b"}))], 2)
+        store.put([letter(10, row=b"first", sinks=for_("a", "c"))], 1)
+        store.put([letter(10, row=b"second", sinks=for_("b", "c"))], 2)
         found = {stored.letter.row: stored.letter.sinks for stored in store.select(EVERYTHING)}
-        assert found == {b"first": {"a"}, b"second": {"b"}}
+        assert found == {b"first": {"a"}, b"second": {"b", "c"}}
 
 
-def test_a_letter_that_is_queued_makes_way_for_one_of_other_sinks_and_keeps_its_number(data_dir: Path) -> None:
+def test_a_letter_on_its_way_keeps_its_number_when_it_makes_way(data_dir: Path) -> None:
     with opened(data_dir) as store:
-        store.put([letter(10, sinks=frozenset({"a"}))], 1)
-        store.queue_replay(PIPELINE, EVERYTHING)
-        for _ in range(2):
-            store.put([letter(10, sinks=frozenset({"b"}))], 2)
-        found = {stored.state: (stored.sequence, stored.letter.sinks) for stored in store.select(EVERYTHING)}
-        assert found == {"queued": (1, {"a"}), "dead": (None, {"b"})}
+        store.put([letter(10, sinks=for_("a"))], 1)
+        queue(store, lane=LANE._replace(sink="a"))
+        store.put([letter(10, sinks=for_("b"))], 2)
+        assert [stored.claims for stored in store.select()] == [{"a": 1, "b": None}], "the same row"
+        store.put([letter(10, raw=b"another", sinks=for_("b"))], 2)
+        assert [stored.claims for stored in store.select()] == [{"a": 1}, {"b": None}]
+
+
+def copied(store: DeadLetterStore, at: int) -> tuple[int, list[bytes | None]]:
+    """What somebody copies who has the letters up to `at`, and up to where he has them then."""
+    found = store.newer_than(PIPELINE, at, 100)
+    return max([at, *(stored.id for stored in found)]), [stored.letter.row for stored in found]
+
+
+def test_a_row_that_made_way_and_is_read_again_is_not_copied_again(data_dir: Path) -> None:
+    """Under its own key there is another row by then, which other sinks lack, or was."""
+    with opened(data_dir) as store:
+
+        def read_again(letter_id: int, sink: str) -> None:
+            store.give_up(PIPELINE, [Claim(letter_id, sink)], copied_to=at)
+
+        store.put([letter(10, row=b"first", sinks=for_("a", "b"))], 1)
+        at, rows = copied(store, 0)
+        assert rows == [b"first"]
+        read_again(1, "a")
+        store.put([letter(10, row=b"second", sinks=for_("a"))], 2)
+        at, rows = copied(store, at)
+        assert rows == [b"second"]
+        read_again(1, "b")
+        store.put([letter(10, row=b"first", sinks=for_("b"))], 3)
+        assert [(stored.id, stored.letter.row, stored.letter.sinks) for stored in store.select()] == [
+            (1, b"first", {"b"}),
+            (2, b"second", {"a"}),
+        ]
+        read_again(1, "b")
+        read_again(2, "a")
+        store.put([letter(10, row=b"first", sinks=for_("a"))], 4)
+        store.put([letter(10, row=b"third", sinks=for_("b"))], 5)
+        at, rows = copied(store, at)
+        assert rows == [b"third"], "it is neither of those that were copied"
+        store.put([letter(10, row=b"second", sinks=for_("c"))], 6)
+        assert copied(store, at)[1] == []
+        assert {stored.letter.row: stored.letter.sinks for stored in store.select()} == {
+            b"first": {"a"},
+            b"second": {"c"},
+            b"third": {"b"},
+        }
+        assert {stored.letter.key.part for stored in store.select()} == {0}
+
+
+def test_a_row_that_made_way_twice_is_still_there(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(10, row=b"first", sinks=for_("a", "b", "c"))], 1)
+        store.put([letter(10, row=b"second", sinks=for_("a"))], 2)
+        (first, _) = store.select()
+        store.put([replace(first.letter, row=b"a bit other", sinks=for_("b"))], 3)
+        assert {stored.letter.row: stored.letter.sinks for stored in store.select()} == {
+            b"first": {"c"},
+            b"second": {"a"},
+            b"a bit other": {"b"},
+        }
+
+
+def test_what_became_of_a_letter_is_found_also_once_it_made_way_for_another_row(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(n, sinks=for_("a", "b")) for n in range(4)], 1)
+        for came_from in (2, 3, 4):
+            part = came_from * PARTS_PER_LETTER + 1
+            store.put([letter(came_from, stage="later", part=part, row=b"x", sinks=for_("a", "b"))], 2)
+        store.put([letter(3, stage="later", part=3 * PARTS_PER_LETTER + 1, row=b"y", sinks=for_("b"))], 3)
+        assert [stored.came_from for stored in store.select()] == [0, 0, 0, 0, 2, 3, 4, 3]
+        assert store.successors("a", [2, 3]) == [(5, "a"), (6, "a")]
+        assert store.successors("b", [3]) == [(8, "b")]
+        assert store.successors("c", [3]) == []
+
+
+def test_what_fails_again_with_the_same_content_needs_no_room(data_dir: Path) -> None:
+    with opened(data_dir, budget_bytes=1024 * 1024) as store:
+        kept = 0
+        with pytest.raises(StorageFull):
+            for kept in range(100):
+                store.put([letter(kept, text="x" * 50_000)], kept)
+        for at in range(200, 250):
+            store.put([letter(n, text="x" * 50_000, message=f"again at {at}") for n in range(kept)], at)
+        assert {stored.letter.attempts for stored in store.select()} == {51}
+        with pytest.raises(StorageFull):
+            store.put([letter(0, text="y" * 60_000)], 300)
+        segments(data_dir)[0].write_bytes(b"damaged")
+        store.purge(Selection(ids=(2, 3)))
+        store.put([letter(0, text="x" * 50_000)], 400)
+        assert store.get(1).damage is None, "what is damaged is written anew"
+
+
+def test_an_edit_of_what_a_letter_on_its_way_became_is_refused(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(1, sinks=for_("a"))], 1)
+        queue(store, lane=LANE._replace(sink="a"))
+        store.put([letter(1, stage="later", part=PARTS_PER_LETTER, row=b"x", sinks=for_("b"))], 2)
+        store.edit(store.last_id(PIPELINE), row=b"y")
+        store.put([letter(1, stage="later", part=PARTS_PER_LETTER, row=b"y", sinks=for_("a"))], 2)
+        with pytest.raises(Refused, match="what became of dead letter 1, .*; finish that with `conveyord dlq replay`"):
+            store.edit(store.last_id(PIPELINE), row=b"z")
+        store.withdraw([Claim(1, "a")])
+        with pytest.raises(Refused, match="that one first, or delete it with `conveyord dlq purge --id 1`"):
+            store.edit(store.last_id(PIPELINE), row=b"z")
+        store.purge(Selection(ids=(1,)))
+        store.edit(store.last_id(PIPELINE), row=b"z")
+
+
+def test_letters_go_over_to_a_pipeline_under_another_name(data_dir: Path) -> None:
+    with opened(data_dir) as store:
+        store.put([letter(1), letter(2)], 1)
+        queue(store)
+        given_up(store, 1, copied_to=1)
+        store.put([letter(3, pipeline="default/new")], 1)
+        taken = store.take_over(PIPELINE, "default/new")
+        assert sorted(taken) == [1, 2]
+        assert sorted(store.take_over("default/new", PIPELINE, only=taken)) == [1, 2], "and back"
+        assert [stored.letter.key.pipeline for stored in store.select()] == [PIPELINE, "default/new"]
+        assert store.purge(Selection(ids=(3,))) == 1
+        assert sorted(store.take_over(PIPELINE, "default/new")) == [1, 2]
+        assert [stored.letter.key.pipeline for stored in store.select()] == ["default/new"]
+        lane = LANE._replace(pipeline="default/new")
+        assert [number for number, _ in store.queued(lane, 0, 9)] == [2]
+        store.put([letter(1, pipeline="default/new")], 2)
+        assert [stored.id for stored in store.select()] == [1, 2], "the one that was copied has its id"
+        queue(store, lane=lane)
+        assert [number for number, _ in store.queued(lane, 0, 9)] == [2, 3]
+        assert store.take_over(PIPELINE, "default/new") == []
 
 
 def test_letters_whose_records_are_read_again_are_not_counted_as_purged(data_dir: Path) -> None:
     with opened(data_dir) as store:
         store.put([letter(10), letter(20)], 1)
-        store.drop(PIPELINE, [1], copied_to=0)
+        given_up(store, 1)
         store.purge(EVERYTHING)
         assert (store.counters().read_again, store.counters().purged) == (1, 1)

@@ -18,7 +18,7 @@ import pytest
 
 from conveyord.storage.dead_letters import index
 from conveyord.storage.dead_letters.letters import Selection
-from tests.storage.dead_letters_rig import PIPELINE, held, letter, opened, segments
+from tests.storage.dead_letters_rig import LANE, PIPELINE, held, letter, opened, queue, segments
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("dead_letters_child.py")
@@ -105,9 +105,9 @@ def operations() -> list[Callable[[Any], object]]:
         lambda store: store.put([letter(1), letter(2)], 1),
         lambda store: store.put([letter(n, text=f"{n}{big}") for n in range(3, 14)], 2),  # fills a segment
         lambda store: store.put([letter(2, text="again"), letter(20, text=big)], 3),
-        lambda store: store.queue_replay(PIPELINE, Selection(ids=(1, 3, 4))),
+        lambda store: queue(store, Selection(ids=(1, 3, 4))),
         lambda store: store.put([letter(3, text="failed again")], 4),
-        lambda store: store.settle_replays(PIPELINE, 2, 5),
+        lambda store: store.settle(LANE, 2, 5),
         lambda store: store.edit(store.newer_than(PIPELINE, 4, 1)[0].id, raw=b"mended"),
         lambda store: store.put([letter(n, text=f"new{n}") for n in range(5, 11)], 6),  # half of a segment is dead now
         lambda store: store.put([letter(30)], 7),

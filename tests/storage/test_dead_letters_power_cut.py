@@ -5,47 +5,21 @@ Needs root and a kernel that mounts ext4 on a loop device.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.storage.dead_letters_rig import opened
-from tests.storage.test_commit_power_cut import Disk
+from tests.storage.power_cut_rig import Disk
 
-ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("dead_letters_child.py")
 ROUNDS = 8
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    if os.geteuid() != 0:
-        pytest.fail("the power-cut test mounts a file system and needs root: run `make check` as root")
-    disk = Disk(tmp_path)
-    try:
-        yield disk
-    finally:
-        disk.unmount()
-
-
 def cut_while_putting(disk: Disk, data_dir: Path, *arguments: str) -> dict[int, int]:
     """The version of each letter that was acknowledged before the power went."""
-    child = subprocess.run(
-        [sys.executable, str(CHILD), str(data_dir), str(disk.mount_point), *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    disk.unmount()
-    disk.mount()
-    return dict(tuple(map(int, line.split())) for line in child.stdout.splitlines())
+    said = disk.cut_under(CHILD, data_dir, disk.mount_point, *arguments)
+    return dict(tuple(map(int, line.split())) for line in said)
 
 
 def lost(data_dir: Path, acknowledged: dict[int, int]) -> list[int]:

@@ -172,7 +172,7 @@ def test_footers_say_which_records_a_commit_covers(tmp_path: Path, kind: str) ->
     for path in files(tmp_path):
         said = json.loads(pq.read_metadata(path).metadata[FOOTER_KEY.encode()])
         assert said["pipeline"] == PIPELINE
-        assert said["file"] == path.stem
+        assert said["path"] == path.relative_to(tmp_path).as_posix()
         for source, name, first, end, mark in said["positions"]:
             covered.setdefault((source, name), set()).add((said["commit"], first, end, mark))
     assert covered[PARTITION] == {(n + 1, n * ROWS, (n + 1) * ROWS, "m") for n in range(3)}
@@ -312,6 +312,40 @@ def test_a_value_that_is_too_long_for_a_name_is_the_fault_of_its_row(length: int
         check_values(rows, ["k"])
 
 
+@pytest.mark.parametrize(
+    ("expression", "value", "fits"),
+    [
+        ("truncate(300, k)", "x" * 299, False),
+        ("truncate(300, k)", "x" * 200, True),
+        ("truncate(100, k)", "/" * 300, False),
+        ("truncate(100, k)", "\N{GRINNING FACE}" * 300, False),
+        ("truncate(40, k)", "\N{GRINNING FACE}" * 300, True),
+        ("TRUNCATE ( 250 , k )", b"\xff" * 300, False),
+    ],
+)
+def test_the_beginning_of_a_value_may_be_too_long_for_a_name_too(
+    tmp_path: Path, expression: str, value: object, fits: bool
+) -> None:
+    rows = pa.record_batch({"k": [value, None], "n": [1, 2]})
+    if fits:
+        check_values(rows, [expression])
+        partitioning = HivePartitioning(rows.schema, [expression])
+        for values, _ in partitioning.split(rows):
+            (tmp_path / partitioning.path_of(values)).mkdir()
+        return
+    with pytest.raises(BatchError, match=r"makes the name .* too long for a directory .*use a smaller n"):
+        check_values(rows, [expression])
+    check_values(rows.slice(1), [expression])
+
+
 def test_a_value_that_means_null_to_every_reader_is_the_fault_of_its_row() -> None:
     with pytest.raises(BatchError, match="'k' has the value '__HIVE_DEFAULT_PARTITION__', which says null in the name"):
         check_values(pa.record_batch({"k": ["a", NULL]}), ["k"])
+
+
+def test_a_time_that_no_directory_can_tell_is_the_fault_of_its_row() -> None:
+    rows = pa.record_batch({"at": pa.array([0, 2**62], pa.timestamp("us"))})
+    for expression in ("at", "day(at)", "hour(at)"):
+        with pytest.raises(BatchError, match="'at' has a .* in the year 148108, and partitions can tell the years"):
+            check_values(rows, [expression])
+        check_values(rows.slice(0, 1), [expression])

@@ -6,10 +6,7 @@ step k, so stopping before each covers both sides.
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +14,13 @@ import pytest
 
 from conveyord.core.planning import fence as fences
 from conveyord.storage import commit_log
-from conveyord.storage.parquet_dir import staging
+from conveyord.storage.parquet_dir.sealing import SealedFile
+from tests.storage.crash_rig import Crashed, crashing
 from tests.storage.directory_rig import KINDS, ROWS, Run, leftovers, offsets
 
 # A killed process does not close its files either.
 pytestmark = [
+    pytest.mark.usefixtures("unclosed_files"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -29,54 +28,17 @@ pytestmark = [
 STEPS: list[tuple[Any, str]] = [
     (os, "open"),
     (os, "fsync"),
+    (os, "link"),
     (os, "ftruncate"),
     (os, "mkdir"),
     (os, "pwritev"),
     (os, "rename"),
     (os, "unlink"),
-    (staging._SyncedFile, "write"),
-    (staging._SyncedFile, "close"),
+    (SealedFile, "write"),
+    (SealedFile, "close"),
 ]
 BEFORE, STOPPED, AFTER = 3, 5, 6  # commits that are there, that the stopped run was to reach, and the next
 STRIDE = 13
-
-
-class Crashed(BaseException):
-    """The process is gone: no handler for ordinary errors may run."""
-
-
-class Crasher:
-    """Counts steps, and from step `at` on lets none happen."""
-
-    def __init__(self, at: int | None) -> None:
-        self.at = at
-        self.names: list[str] = []
-
-    def step(self, name: str) -> None:
-        if self.at is not None and len(self.names) >= self.at:
-            raise Crashed(f"before step {self.at}: {name}")
-        self.names.append(name)
-
-
-@contextmanager
-def crashing(monkeypatch: pytest.MonkeyPatch, at: int | None) -> Iterator[Crasher]:
-    crasher = Crasher(at)
-
-    def counted(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*arguments: Any, **options: Any) -> Any:
-            crasher.step(name)
-            return work(*arguments, **options)
-
-        return step
-
-    gc.disable()  # a file of an earlier round that is closed meanwhile would count
-    try:
-        with monkeypatch.context() as patch:
-            for owner, name in STEPS:
-                patch.setattr(owner, name, counted(name, getattr(owner, name)))
-            yield crasher
-    finally:
-        gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +77,7 @@ def whole(root: Path, kind: str) -> int:
 def crash_and_recover(root: Path, kind: str, monkeypatch: pytest.MonkeyPatch, at: int, *, before: int) -> None:
     if before:
         scenario(root, kind, before)
-    with crashing(monkeypatch, at), pytest.raises(Crashed):
+    with crashing(monkeypatch, STEPS, at), pytest.raises(Crashed):
         scenario(root, kind, STOPPED)
     seen = offsets(root) if kind in {"parquet", "partitioned"} and root.exists() else []
     assert len(seen) == len(set(seen)), "a reader saw a row twice"
@@ -131,7 +93,7 @@ def sweep(
 ) -> None:
     if before:
         scenario(tmp_path / "count", kind, before)
-    with crashing(monkeypatch, None) as crasher:
+    with crashing(monkeypatch, STEPS, None) as crasher:
         scenario(tmp_path / "count", kind, STOPPED)
     names = crasher.names
     assert {"fsync", "rename", "open", "unlink"} <= set(names)
@@ -173,14 +135,14 @@ def test_recovery_itself_may_be_stopped_again_and_again(
     root = tmp_path / "run"
     scenario(root, kind, BEFORE)
     scenario(tmp_path / "count", kind, BEFORE)
-    with crashing(monkeypatch, None) as crasher:
+    with crashing(monkeypatch, STEPS, None) as crasher:
         scenario(tmp_path / "count", kind, BEFORE + 1)
     at = max(number for number, name in enumerate(crasher.names) if name == "rename")
-    with crashing(monkeypatch, at), pytest.raises(Crashed):
+    with crashing(monkeypatch, STEPS, at), pytest.raises(Crashed):
         scenario(root, kind, AFTER)
     for steps in range(0, 60, 3):
         try:
-            with crashing(monkeypatch, steps):
+            with crashing(monkeypatch, STEPS, steps):
                 scenario(root, kind, BEFORE)
         except Crashed:
             continue

@@ -5,16 +5,12 @@ Needs root and a kernel that mounts ext4 on a loop device.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.storage.directory_rig import KINDS, ROWS, Run, leftovers, offsets
-from tests.storage.test_commit_power_cut import ROOT, Disk
+from tests.storage.power_cut_rig import Disk
 
 pytestmark = pytest.mark.check
 
@@ -22,34 +18,10 @@ CHILD = Path(__file__).with_name("directory_power_cut_child.py")
 ROUNDS = 4
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    if os.geteuid() != 0:
-        pytest.fail("the power-cut test mounts a file system and needs root: run `make check` as root")
-    disk = Disk(tmp_path)
-    try:
-        yield disk
-    finally:
-        disk.unmount()
-
-
 def cut_while_committing(disk: Disk, root: Path, kind: str, when: str) -> int:
     """Commit, cut `when` the child is told to, come back up. Returns how many commits were acknowledged."""
-    child = subprocess.run(
-        [sys.executable, str(CHILD), str(disk.mount_point), str(root), kind, when],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    disk.unmount()
-    disk.mount()
-    # The cut may fall into a line; what was not said to its end was not said.
-    whole = [line for line in child.stdout.splitlines(keepends=True) if line.endswith("\n")]
-    assert whole, child.stderr
-    return int(whole[-1].split()[1])
+    said = disk.cut_under(CHILD, disk.mount_point, root, kind, when)
+    return int(said[-1].split()[1])
 
 
 def landed(root: Path, kind: str) -> int:

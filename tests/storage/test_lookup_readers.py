@@ -339,6 +339,15 @@ def test_an_endless_query_ends_with_the_run(tmp_path: Path) -> None:
     reader.close()
 
 
+def test_an_endless_query_ends_at_its_limit(tmp_path: Path) -> None:
+    fill(tmp_path / "r.db", [("AT", "a", 1)])
+    query = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) AS code FROM n"
+    reader = SqliteReader(str(tmp_path / "r.db"), table=None, query=query, query_seconds_max=0.0)
+    with pytest.raises(ConfigError, match="reference .*r.db: the query takes longer than 0 s; make it smaller"):
+        reader.read(wanted("code"), nothing)
+    reader.close()
+
+
 def test_values_of_one_column_must_be_of_one_type(tmp_path: Path) -> None:
     mixed = [("AT", "a", 1)] * 15_000 + [("CH", "b", "two")]
     fill(tmp_path / "r.db", mixed)

@@ -17,7 +17,7 @@ from pyiceberg.table import Table
 
 from conveyord.core.errors import BatchError, ConfigError
 from conveyord.storage.lake.data_files import DataFileWriter, WriterOptions
-from conveyord.storage.lake.partitioning import Partitioner, partition_spec
+from conveyord.storage.lake.partitioning import Partitioner, check_times, partition_spec, timed_columns
 from conveyord.storage.lake.schemas import arrow_schema, create_table
 
 COLUMNS = pa.schema(
@@ -166,7 +166,7 @@ def test_a_filtered_scan_finds_exactly_the_rows_that_were_written(tables: dict[s
     expression, kind, values = CASES[case]
     table = tables[case]
 
-    @settings(max_examples=6, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=4, suppress_health_check=list(HealthCheck), database=None)
     @given(st.lists(st.none() | values, min_size=1, max_size=12))
     def holds(keys: list[Any]) -> None:
         load(table, pa.record_batch({"row": range(len(keys)), "k": pa.array(keys, kind)}, arrow_schema(table)))
@@ -235,13 +235,34 @@ def test_a_null_struct_puts_its_rows_into_the_null_partition() -> None:
     assert parts[None] == 2
 
 
-def test_times_beyond_the_year_9999_have_partitions_too() -> None:
-    far = pa.array([2**61, -(2**61)], pa.timestamp("us"))
-    batch = pa.record_batch({"at": far})
-    days = {record[0] for record, _ in partitioner(batch.schema, ["day(at)"]).split(batch)}
-    assert days == {2**61 // 86_400_000_000, -(2**61) // 86_400_000_000}
-    exact = {record[0] for record, _ in partitioner(batch.schema, ["at"]).split(batch)}
-    assert exact == {2**61, -(2**61)}
+FAR_DAYS = [-719_163, 2_932_897, 20_000_000]
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.date32()])
+@pytest.mark.parametrize("expression", ["at", "year(at)", "month(at)", "Day ( at )", "hour(at)", "s.at", "day(s.at)"])
+def test_a_time_whose_year_no_partition_can_tell_is_the_fault_of_its_row(kind: pa.DataType, expression: str) -> None:
+    if pa.types.is_date(kind) and "hour" in expression:
+        return
+    for day, year in zip(FAR_DAYS, [0, 10_000, 56_728], strict=True):
+        days = pa.array([0, -719_162, 2_932_896, None, day], pa.int32()).cast(pa.date32())
+        times = days.cast(pa.timestamp("us")).cast(kind)
+        batch = pa.record_batch({"at": times, "s": pa.StructArray.from_arrays([times], names=["at"])})
+        columns = timed_columns([expression])
+        check_times(batch.slice(0, 4), columns)
+        assert len(list(partitioner(batch.schema, [expression]).split(batch.slice(0, 4)))) == 4
+        message = f"in the year {year}, and partitions can tell the years 0001 to 9999 only"
+        for check in (
+            lambda batch=batch, columns=columns: check_times(batch, columns),
+            lambda batch=batch: list(partitioner(batch.schema, [expression]).split(batch)),
+        ):
+            with pytest.raises(BatchError, match=message):
+                check()
+
+
+def test_buckets_take_times_of_any_year() -> None:
+    batch = pa.record_batch({"at": pa.array([2**61, -(2**61)], pa.timestamp("us"))})
+    check_times(batch, timed_columns(["bucket(4, at)"]))
+    assert sum(part.num_rows for _, part in partitioner(batch.schema, ["bucket(4, at)"]).split(batch)) == 2
 
 
 def test_an_empty_batch_has_no_partitions() -> None:

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from conveyord.core.errors import Corrupt, Refused, StorageFull
 from conveyord.core.flow.positions import Partition, Position, Positions, Span
 from conveyord.storage.run_positions import POSITIONS_FILE, RunPositions, SinkKey
+from tests.storage.power_cut_rig import Disk
 from tests.storage.run_positions_child import KEY, PARTITIONS
-from tests.storage.test_commit_power_cut import Disk
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("run_positions_child.py")
@@ -213,31 +213,9 @@ def test_no_acknowledged_position_is_lost_by_sigkill(data_dir: Path, kills: int)
         reached = check(data_dir, acknowledged)
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    if os.geteuid() != 0:
-        pytest.fail("the power-cut test mounts a file system and needs root: run `make check` as root")
-    disk = Disk(tmp_path)
-    try:
-        yield disk
-    finally:
-        disk.unmount()
-
-
 def cut_while_storing(disk: Disk, data_dir: Path, *arguments: str) -> int:
     """The last offset that was acknowledged before the power went."""
-    child = subprocess.run(
-        [sys.executable, str(CHILD), str(data_dir), str(disk.mount_point), *arguments],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    disk.unmount()
-    disk.mount()
-    return max([0, *(int(line) for line in child.stdout.splitlines(keepends=True) if line.endswith("\n"))])
+    return max([0, *map(int, disk.cut_under(CHILD, data_dir, disk.mount_point, *arguments))])
 
 
 @pytest.mark.check

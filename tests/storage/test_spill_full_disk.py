@@ -10,10 +10,9 @@ import shutil
 import pytest
 
 from conveyord.core.errors import StorageFull
+from tests.storage.power_cut_rig import Disk
 from tests.storage.spill_rig import GIGABYTE, batch, fill, meta, opened, value_of
-from tests.storage.test_commit_power_cut import Disk, disk
 
-__all__ = ["disk"]  # the fixture
 FRAME_BYTES = 600_000
 ROUNDS = 25
 

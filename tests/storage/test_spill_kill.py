@@ -17,9 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.storage.test_commit_power_cut import Disk, disk
+from tests.storage.power_cut_rig import Disk
 
-__all__ = ["disk"]  # the fixture
 ROOT = Path(__file__).resolve().parents[2]
 KILLS, CUTS = 40, 15
 LIFE_SECONDS = 0.12  # a few hundred operations; the child's start is waited for and does not count

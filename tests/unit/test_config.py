@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from conveyord.config import Config, load_config
+from conveyord.config import Config, RunConfig, load_config
 from conveyord.core.errors import ConfigError
 
 SAMPLE = Path(__file__).resolve().parents[2] / "conveyord.toml"
@@ -72,6 +72,12 @@ def test_a_relative_data_dir_is_taken_from_the_file(tmp_path: Path) -> None:
             r":3: run\.channel_capacity must be greater than or equal to 1, got 0",
         ),
         ('[run]\nthreads = "2"\n', r":2: run\.threads must be a valid integer, got '2'"),
+        ('[run]\nmetrics = "9464"\n', r":2: run\.metrics: '9464' is no address; write HOST:PORT"),
+        ('[run]\nmetrics = "localhost:99999"\n', r":2: run\.metrics: 'localhost:99999' is no address"),
+        ('[run]\nmetrics = "http://localhost:9464"\n', r":2: run\.metrics: 'http://localhost:9464' is no address"),
+        ('[run]\nmetrics = "localhost:9464/x"\n', r":2: run\.metrics: 'localhost:9464/x' is no address"),
+        ('[run]\nmetrics = "[::1:9464"\n', r":2: run\.metrics: '\[::1:9464' is no address"),
+        ("[run]\nmetrics = 9464\n", r":2: run\.metrics must be a valid string, got 9464"),
         ('log.level = "INFO"\n', r":1: log\.level must be 'debug', 'info', 'warning' or 'error', got 'INFO'"),
         ("a = [\n", r"c\.toml.*: not TOML: "),
         ("a = \x01\n", r"c\.toml:1:5: not TOML: "),
@@ -126,6 +132,24 @@ def test_a_secret_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_zero_threads_are_the_cores_of_the_process() -> None:
     assert Config().thread_count() >= 1
     assert Config.model_validate({"run": {"threads": 3}}).thread_count() == 3
+
+
+@pytest.mark.parametrize(
+    ("metrics", "port", "address"),
+    [
+        ("", None, None),
+        ("", 0, ("127.0.0.1", 0)),
+        ("", 9464, ("127.0.0.1", 9464)),
+        ("0.0.0.0:9464", None, ("0.0.0.0", 9464)),
+        ("0.0.0.0:9464", 1, ("0.0.0.0", 1)),
+        ("localhost:0", None, ("localhost", 0)),
+        ("[::1]:9464", None, ("::1", 9464)),
+    ],
+)
+def test_a_port_wins_over_the_one_of_the_settings_and_keeps_their_host(
+    metrics: str, port: int | None, address: tuple[str, int] | None
+) -> None:
+    assert RunConfig(metrics=metrics).metrics_address(port) == address
 
 
 @pytest.mark.parametrize("path", sorted((SAMPLE.parent / "conf").glob("*.toml")), ids=lambda path: path.name)

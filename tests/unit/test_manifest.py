@@ -53,6 +53,37 @@ def test_the_kind_and_the_keys_choose_the_model(change: dict[str, Any], model: t
     assert manifest_kind(read_back) == read_back.kind
 
 
+MAPPED = {"type": "kafka", "topic_mapping": {"table": "a.b"}}
+
+
+@pytest.mark.parametrize("source", [MAPPED, "ns/topics"])
+def test_a_source_that_maps_topics_or_may_do_so_needs_no_sink(source: Any) -> None:
+    spec = {"source": source}
+    assert read({**manifest(), "spec": spec}).spec.sink is None
+    assert read({"name": "q", "sources": [source]}).sinks is None
+    assert read({**manifest(), "spec": {"sources": [source, "other"]}}).spec.sinks is None
+
+
+@pytest.mark.parametrize("source", [STAGE, {**STAGE, "topic_mapping": None}])
+@pytest.mark.parametrize("form", ["linear", "graph", "bare"])
+def test_any_other_source_needs_one(source: Any, form: str) -> None:
+    document = {
+        "linear": {**manifest(), "spec": {"source": source}},
+        "graph": {**manifest(), "spec": {"sources": [MAPPED, source]}},
+        "bare": {"name": "q", "sources": [source]},
+    }[form]
+    with pytest.raises(ValidationError) as refused:
+        read(document)
+    (problem,) = refused.value.errors()
+    assert (problem["type"], problem["loc"][-1]) == ("missing", "sink" if form == "linear" else "sinks")
+
+
+@pytest.mark.parametrize("sinks", [[], None])
+def test_sinks_that_are_given_are_some(sinks: Any) -> None:
+    with pytest.raises(ValidationError):
+        read({"name": "q", "sources": [STAGE], "sinks": sinks})
+
+
 def test_a_document_without_a_kind_is_a_bare_pipeline() -> None:
     bare = read({"name": "q", "sources": [{"id": "raw", "type": "a"}], "sinks": [STAGE], "edges": [["raw", "a"]]})
     assert isinstance(bare, BarePipeline)

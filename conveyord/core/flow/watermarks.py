@@ -50,3 +50,36 @@ class WatermarkMerge:
             return None
         self._emitted = lowest
         return lowest
+
+
+class PartitionWatermarks:
+    """The watermark of a source with partitions, each of which is about in order: the lowest over those that are not
+    idle of the newest event time so far, less the lateness that is allowed. It never goes back.
+
+    A partition from which nothing came yet holds it too until it is idle, since what comes may be old.
+    """
+
+    def __init__(self, *, lateness_micros: int, idle_seconds: float) -> None:
+        self._lateness_micros = lateness_micros
+        self._idle_seconds = idle_seconds
+        self._inputs: dict[str, _Input] = {}
+        self._emitted: int | None = None
+
+    def reads(self, partition: str, since: float) -> None:
+        """A partition is read since a time. Nothing happens if that is known."""
+        self._inputs.setdefault(partition, _Input(since))
+
+    def saw(self, partition: str, micros: int, now: float) -> int | None:
+        """Records came from a partition, the newest with this event time. Returns the watermark if it moved."""
+        source = self._inputs.setdefault(partition, _Input(now))
+        source.heard_at = now
+        source.micros = micros if source.micros is None else max(source.micros, micros)
+        active = [one.micros for one in self._inputs.values() if now - one.heard_at < self._idle_seconds]
+        known = [newest for newest in active if newest is not None]
+        if not known or len(known) < len(active):
+            return None
+        lowest = min(known) - self._lateness_micros
+        if self._emitted is not None and lowest <= self._emitted:
+            return None
+        self._emitted = lowest
+        return lowest

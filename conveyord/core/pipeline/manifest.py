@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
@@ -20,11 +21,13 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationInfo,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
 from conveyord.core.pipeline.graph import RETRIES_MAX, RETRY, Mode, OnSlow, SchemaContract, SchemaPolicy, TablePolicy
-from conveyord.core.pipeline.stages import Name, ResourceSpec, StageEntry
+from conveyord.core.pipeline.stages import Name, ResourceSpec, StageEntry, StageSpec
 from conveyord.core.retry import Backoff
 
 API_VERSION = "conveyor.etl/v1"
@@ -39,9 +42,9 @@ NOT_YET = {
     "service": "external services are not supported yet; they need the sidecar",
     "grpc": "external services are not supported yet; they need the sidecar",
     "stages": "the stage dialect (etl.dev/v1) is not supported yet; write sources, transforms, sinks and edges",
-    "topic_mapping": "topic mappings are not supported yet; write a sink for each table",
+    "topic_mapping": "topics are mapped by a kafka source; write it there, or a sink for each table",
 }
-"""Keys that a later version will take, and what to tell who writes them now."""
+"""Keys that a later version will take, or that stand in the wrong place, and what to tell who writes them now."""
 
 LATER_KINDS = ("Backup", "Restore")
 """Kinds of one of the dialects that a later version will take."""
@@ -236,25 +239,61 @@ class PipelineBody(_Model):
     tests: tuple[PipelineTestSpec, ...] = Field(default=(), max_length=TESTS_MAX)
 
 
+def _may_be_absent(value: Any, info: ValidationInfo) -> Any:
+    """Sinks may be left out where a source maps topics to tables, or is a reference to one that may."""
+    sources = info.data.get("sources", (info.data.get("source"),))
+    if value is None and any(isinstance(one, StageSpec) and one.options.get(MAPPING) is None for one in sources):
+        raise PydanticKnownError("missing")
+    return value
+
+
+def _not_null(schema: dict[str, Any]) -> None:
+    """A schema of something that may be left out, but is something where it is given."""
+    schema.update(schema.pop("anyOf")[0])
+    schema.pop("default", None)
+
+
+MAPPING = "topic_mapping"
+"""The option of a source that writes to tables by itself: its pipeline has no other stages."""
+
+_MAPPED: dict[str, Any] = {"anyOf": [{"type": "string"}, {"required": [MAPPING]}]}
+
+
 class LinearBody(PipelineBody):
-    """A pipeline in a line: a source, steps, a sink."""
+    """A pipeline in a line: a source, steps, a sink. The source alone, if it maps topics to tables."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": ["sink"]}, {"properties": {"source": _MAPPED}}]}
+    )
 
     source: StageEntry
     steps: tuple[StageEntry, ...] = Field(default=(), max_length=STEPS_MAX)
-    sink: StageEntry
+    sink: Annotated[StageEntry | None, AfterValidator(_may_be_absent)] = Field(
+        default=None, validate_default=True, json_schema_extra=_not_null
+    )
 
 
 class GraphBody(PipelineBody):
-    """A pipeline as a graph. Without `edges`, one source, the transforms and one sink form a line."""
+    """A pipeline as a graph. Without `edges`, one source, the transforms and one sink form a line.
+
+    The sources alone, if they map topics to tables.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": ["sinks"]}, {"properties": {"sources": {"items": _MAPPED}}}]}
+    )
 
     sources: tuple[StageEntry, ...] = Field(min_length=1, max_length=STAGES_MAX)
     transforms: tuple[StageEntry, ...] = Field(default=(), max_length=STAGES_MAX)
-    sinks: tuple[StageEntry, ...] = Field(min_length=1, max_length=STAGES_MAX)
+    sinks: Annotated[
+        Annotated[tuple[StageEntry, ...], Field(min_length=1, max_length=STAGES_MAX)] | None,
+        AfterValidator(_may_be_absent),
+    ] = Field(default=None, validate_default=True, json_schema_extra=_not_null)
     edges: tuple[EdgeEntry, ...] | None = Field(default=None, max_length=EDGES_MAX)
 
     @model_validator(mode="after")
     def _few_enough(self) -> GraphBody:
-        count = len(self.sources) + len(self.transforms) + len(self.sinks)
+        count = len(self.sources) + len(self.transforms) + len(self.sinks or ())
         if count > STAGES_MAX:
             raise ValueError(f"a pipeline has at most {STAGES_MAX} stages, this one has {count}; split it")
         return self

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from conveyord.engine.csv.plain import is_plain, lengths
 from conveyord.engine.json.timestamps import parse_column, parse_timestamp
 
 TIMESTAMP, INSTANT = pa.timestamp("us"), pa.timestamp("us", "UTC")
@@ -95,16 +96,16 @@ def parse(texts: pa.StringArray, kind: pa.DataType, *, declared: bool = False) -
 def _all_fit(texts: pa.StringArray, kind: pa.DataType) -> bool:
     if pt.is_timestamp(kind):
         return parse_column(texts, kind) is not None
-    if kind != pa.float64():
-        return _read_back(texts, kind) is not None
-    if pc.all(pc.match_substring_regex(texts, pattern=_STRICT[kind])).as_py() is False:
+    if _in_bulk(texts, kind) is not None:
+        return True
+    if kind != pa.float64() or pc.all(pc.match_substring_regex(texts, pattern=_STRICT[kind])).as_py() is False:
         return False
     return bool(parse(texts, kind).misfits is None)
 
 
 def _scalars(texts: pa.StringArray, kind: pa.DataType, *, declared: bool) -> pa.Array:
     """Null where the text does not fit."""
-    if not declared and kind != pa.float64() and (whole := _read_back(texts, kind)) is not None:
+    if (whole := _in_bulk(texts, kind)) is not None:
         return whole
     pattern = (_LENIENT if declared else _STRICT)[kind]
     shaped = pc.if_else(pc.match_substring_regex(texts, pattern=pattern), texts, pa.scalar(None, pa.string()))
@@ -118,13 +119,30 @@ def _scalars(texts: pa.StringArray, kind: pa.DataType, *, declared: bool) -> pa.
     return _exact_doubles(shaped, values, declared=declared) if kind == pa.float64() else values
 
 
-def _read_back(texts: pa.StringArray, kind: pa.DataType) -> pa.Array | None:
-    """The values if every one gives exactly its text back, which no pattern decides as fast; else None."""
+def _in_bulk(texts: pa.StringArray, kind: pa.DataType) -> pa.Array | None:
+    """The values if every one is written as programs print it, found without a pattern; else None.
+
+    None decides nothing about doubles. Any other type then has a value that does not fit it.
+    """
     try:
         values = texts.cast(kind)
     except pa.ArrowInvalid:
         return None
+    present = texts.drop_null()
+    if kind == pa.int64():
+        return values if is_plain(present, whole=True) else None
+    if kind == pa.float64():
+        return values if is_plain(present, whole=False) and _all_exact(present, values.drop_null()) else None
     return None if pc.all(pc.equal(values.cast(pa.string()), texts)).as_py() is False else values
+
+
+def _all_exact(texts: pa.StringArray, values: pa.DoubleArray) -> bool:
+    """Whether plain decimals survive as doubles."""
+    long = lengths(texts) > EXACT_DIGITS
+    if not long.any():
+        return True
+    mask = pa.array(long)
+    return bool(_exact_doubles(texts.filter(mask), values.filter(mask), declared=False).null_count == 0)
 
 
 def _cast(texts: pa.StringArray, kind: pa.DataType) -> pa.Array:

@@ -1,9 +1,10 @@
 """Where the records of CSV bytes begin and end.
 
 A quote opens a quoted cell only at a cell's start; elsewhere it is text, as in `6" pipe`. So counting
-quotes does not find the line ends that matter. The scanner runs over everything ordinary in one
-call of a possessive pattern and stops only at cells that need a look: quoted cells that hold a line
-end, are followed by more text, or never end. Blocks without a quote are not scanned at all.
+quotes does not find the line ends that matter, unless it shows that every quote begins or ends a cell or
+is one of two within a cell, which is what programs write. Other bytes are scanned: in one call of a possessive
+pattern over everything ordinary, which stops only at cells that need a look: quoted cells that hold a line
+end, are followed by more text, or never end. Blocks without a quote are not looked at.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_NEWLINE = 0x0A
+_NEWLINE, _RETURN = b"\n\r"
 
 
 @dataclass(frozen=True, slots=True)
 class Quoting:
     """The places in some bytes where quotes matter. All offsets are from their start.
 
-    hidden: half-open ranges of quoted cells that hold line ends, in order. junk: where text follows a
+    hidden: half-open ranges of quoted text that holds line ends, in order. junk: where text follows a
     closing quote. open_at: where a quoted cell begins that never ends, or None.
     """
 
@@ -51,6 +52,8 @@ class Scanner:
     def __init__(self, *, delimiter: bytes, quote: bytes | None) -> None:
         self._quote = quote
         self._ends = (delimiter, b"\r", b"\n")
+        self._before = np.frombuffer(delimiter + b"\n", np.uint8)
+        self._after = np.frombuffer(delimiter + b"\r\n", np.uint8)
         d, q = re.escape(delimiter), re.escape(quote or b'"')
         cell = rb"%b[^%b]*+(?:%b%b[^%b]*+)*+%b" % (q, q, q, q, q, q)
         on_a_line = rb"(?<![^%b\n])%b[^%b\n]*+(?:%b%b[^%b\n]*+)*+%b" % (d, q, q, q, q, q, q)
@@ -65,10 +68,34 @@ class Scanner:
         """Look at every quoted cell of `buffer`, which starts at a record."""
         if self._quote is None or self._quote not in buffer:
             return Quoting()
+        return self._counted(buffer, self._quote) or self._scanned(buffer, self._quote)
+
+    def _counted(self, buffer: bytes | bytearray, quote: bytes) -> Quoting | None:
+        """What `quoting` gives, if every quote is where programs put one; else None. Four times as fast as a scan."""
+        codes = np.frombuffer(buffer, np.uint8)
+        quotes = np.flatnonzero(codes == quote[0])
+        opening, closing = quotes[::2], quotes[1::2]
+        last = len(buffer) - 1
+        # One that closes and the next one that opens are a doubled quote if nothing stands between them.
+        doubled = np.zeros(len(opening) + 1, np.bool_)
+        doubled[1 : len(opening)] = opening[1:] == closing[: len(opening) - 1] + 1
+        begins = (opening == 0) | np.isin(codes[opening - 1], self._before)
+        ends = (closing == last) | np.isin(codes[np.minimum(closing + 1, last)], self._after)
+        if not (begins | doubled[:-1]).all() or not (ends | doubled[1 : len(closing) + 1]).all():
+            return None
+        open_at = int(opening[~doubled[:-1]][-1]) if len(opening) > len(closing) else None
+        before = np.searchsorted(quotes, np.flatnonzero(codes == _NEWLINE))
+        holding = np.unique(before[before % 2 == 1] // 2).tolist()
+        ranges = [(int(opening[index]), int(closing[index]) + 1) for index in holding if index < len(closing)]
+        hidden = [(first, end) for first, end in ranges if open_at is None or first < open_at]
+        return Quoting(tuple(hidden), (), open_at)
+
+    def _scanned(self, buffer: bytes | bytearray, quote: bytes) -> Quoting:
+        """What `quoting` gives, for any quotes."""
         hidden: list[tuple[int, int]] = []
         junk: list[int] = []
         at = 0
-        if buffer.startswith(BYTE_ORDER_MARK + self._quote):
+        if buffer.startswith(BYTE_ORDER_MARK + quote):
             # The pattern looks behind, and would take the mark for the beginning of the cell's text.
             at = len(BYTE_ORDER_MARK)
         else:
@@ -109,29 +136,29 @@ class Scanner:
             at = buffer.find(b"\n", at + 1)
         return at
 
-    def count(self, block: bytes, quoting: Quoting) -> int:
-        """How many records there are, blank lines left out: the length of `starts`, found faster."""
-        if block.startswith((b"\n", b"\r\n")) or b"\n\n" in block or b"\n\r\n" in block:
-            return len(self.starts(block, quoting))
-        ends = block.count(b"\n") - sum(1 for _ in _newlines(block, quoting))
-        return ends + (len(block) > 0 and (quoting.open_at is not None or not block.endswith(b"\n")))
+    def holds(self, block: bytes, quoting: Quoting, *, rows: int) -> bool:
+        """Whether `rows` is how many records there are: the length of `starts`, which is found only if need be.
+
+        rows: as many as a reader found that passes over blank lines. So if they are as many as the lines, none is.
+        """
+        ends = np.count_nonzero(np.frombuffer(block, np.uint8) == _NEWLINE)  # four times as fast as bytes.count
+        lines = ends - sum(1 for _ in _newlines(block, quoting))
+        lines += len(block) > 0 and (quoting.open_at is not None or not block.endswith(b"\n"))
+        return rows == lines or rows == len(self.starts(block, quoting))
 
     def starts(self, block: bytes, quoting: Quoting) -> pa.Int64Array:
         """Where each record starts, blank lines left out."""
         if not block:
             return pa.array([], pa.int64())
-        codes = pa.Array.from_buffers(pa.uint8(), len(block), [None, pa.py_buffer(block)])
-        ends = pc.indices_nonzero(pc.equal(codes, pa.scalar(_NEWLINE, pa.uint8())))
-        inside = list(_newlines(block, quoting))
-        if inside:
-            ends = ends.filter(pc.invert(pc.is_in(ends, pa.array(inside, pa.uint64()))))
-        ends = ends.cast(pa.int64())
-        starts = pa.concat_arrays([pa.array([0], pa.int64()), pc.add(ends, 1)])
-        starts = starts.filter(pc.less(starts, len(block)))
-        if block.startswith((b"\n", b"\r\n")) or b"\n\n" in block or b"\n\r\n" in block:
-            blank = [start for start in starts.to_pylist() if block.startswith((b"\n", b"\r\n"), start)]
-            starts = starts.filter(pc.invert(pc.is_in(starts, pa.array(blank, pa.int64()))))
-        return starts
+        codes = np.frombuffer(block, np.uint8)
+        ends = np.flatnonzero(codes == _NEWLINE)
+        if inside := list(_newlines(block, quoting)):
+            ends = ends[~np.isin(ends, inside)]
+        starts = np.concatenate([np.zeros(1, np.int64), ends + 1])
+        starts = starts[starts < len(block)]
+        first, second = codes[starts], codes[np.minimum(starts + 1, len(block) - 1)]
+        is_blank = (first == _NEWLINE) | ((first == _RETURN) & (second == _NEWLINE))
+        return pa.array(starts[~is_blank])
 
     def cells(self, record: bytes) -> list[Cell]:
         """The cells of one record, which comes without its line end. For headers and bad records."""

@@ -21,6 +21,7 @@ from conveyord.core.pipeline.graph import (
     StageKind,
 )
 from conveyord.core.pipeline.manifest import (
+    MAPPING,
     EdgeSpec,
     GraphBody,
     LinearBody,
@@ -33,6 +34,9 @@ from conveyord.engine.conditions import condition_problem
 from conveyord.engine.contracts import Sink
 from conveyord.engine.definitions.operators import OperatorChecks
 from conveyord.engine.definitions.resources import KIND_OF, Resource, Resources
+from conveyord.engine.definitions.topics import WrittenMapping, chains_of
+from conveyord.engine.model_keys import canonical_keys
+from conveyord.engine.registry import validate_options
 from conveyord.engine.yaml_source import Path
 
 DEAD_LETTERS = "dead-letters"
@@ -89,6 +93,7 @@ class _Lowering:
             self._report(finding, graph)
         self._check_conditions(graph)
         self._check_contract(body, graph)
+        self._check_copies(body, graph)
         tests = tuple(PipelineTest(name=test.name, given=test.given, expect=test.expect) for test in body.tests)
         for index, test in enumerate(tests):
             for side, key, message in unknown_in_test(
@@ -175,6 +180,7 @@ class _Lowering:
     def _graph(self, body: PipelineBody) -> _Graph | None:
         entries = list(self._entries(body))
         dead_letters = None if body.dlq is None else body.dlq.sink
+        own_sinks = [entry for entry in entries if entry.kind == "sink"]
         inline = isinstance(dead_letters, StageSpec)
         if isinstance(dead_letters, StageSpec):
             entries.append(_Entry((*self._resource.base, "dlq", "sink"), "sink", dead_letters, DEAD_LETTERS))
@@ -185,9 +191,47 @@ class _Lowering:
             graph.places.append(entry.path)
         if inline:
             graph.dead_letter_sink = graph.stages[-1].name
-        elif isinstance(dead_letters, str):
+        if any(self._maps_topics(stage) for stage in graph.stages):
+            mapped = self._mapped(body, graph)
+            if mapped is None:
+                return None
+            graph = mapped
+        elif not own_sinks:
+            if not any(stage.options.get(MAPPING) is not None for stage in graph.stages):  # else that has been reported
+                self._report_missing_sink(body)
+            return None
+        if not inline and isinstance(dead_letters, str):
             self._add_dead_letter_sink(graph, dead_letters)
-        return graph if self._connect(body, graph) else None
+        return graph if graph.edges or self._connect(body, graph) else None
+
+    def _report_missing_sink(self, body: PipelineBody) -> None:
+        key = "sink" if isinstance(body, LinearBody) else "sinks"
+        base = self._resource.base
+        place = "'spec'" if base else "the pipeline"
+        self._written.at(base, f"the key {key!r} is missing in {place}", key=True)
+
+    def _mapped(self, body: PipelineBody, graph: _Graph) -> _Graph | None:
+        """The graph with the stages that stand for the topics of its sources. None after remembering problems."""
+        problems = len(self._written.text.problems)
+        self._check_alone(body, graph)
+        made = _Graph(dead_letter_sink=graph.dead_letter_sink)
+        for stage, place in zip(graph.stages, graph.places, strict=True):
+            if stage.kind != "source":
+                if stage.name == graph.dead_letter_sink or self._is_named_in_dlq(body, stage):
+                    made.stages.append(stage)
+                    made.places.append(place)
+                continue
+            mapping = self._mapping(stage, place) if self._maps_topics(stage) else None
+            if mapping is None:
+                return None
+            for chain in chains_of(stage, body.schema_.contract, mapping.report):
+                mapping.check(chain, self._operators)
+                made.stages += chain.stages
+                made.places += [place if mapping.is_abroad else mapping.place(chain.path)] * len(chain.stages)
+                for source, target in pairwise(chain.stages):
+                    made.edges.append(Edge(source.name, target.name))
+                    made.edge_places.append(made.places[-1])
+        return made if len(self._written.text.problems) == problems else None
 
     def _entries(self, body: PipelineBody) -> Iterator[_Entry]:
         base = self._resource.base
@@ -195,11 +239,54 @@ class _Lowering:
             yield _entry((*base, "source"), "source", body.source, "source")
             for index, step in enumerate(body.steps):
                 yield _entry((*base, "steps", index), "transform", step, "")
-            yield _entry((*base, "sink"), "sink", body.sink, "sink")
+            if body.sink is not None:
+                yield _entry((*base, "sink"), "sink", body.sink, "sink")
         elif isinstance(body, GraphBody):
-            for key, entries in (("sources", body.sources), ("transforms", body.transforms), ("sinks", body.sinks)):
+            for key, entries in (
+                ("sources", body.sources),
+                ("transforms", body.transforms),
+                ("sinks", body.sinks or ()),
+            ):
                 for index, entry in enumerate(entries):
                     yield _entry((*base, key, index), _KEYS[key], entry, "")
+
+    def _maps_topics(self, stage: Stage) -> bool:
+        if stage.kind != "source" or stage.options.get(MAPPING) is None:
+            return False
+        operator = self._operators.find("source", stage.type)
+        return not isinstance(operator, str) and MAPPING in canonical_keys(operator.Config)
+
+    def _is_named_in_dlq(self, body: PipelineBody, stage: Stage) -> bool:
+        return body.dlq is not None and body.dlq.sink == stage.name
+
+    def _check_alone(self, body: PipelineBody, graph: _Graph) -> None:
+        """A pipeline that maps topics has no other way from its sources to tables."""
+        spec, base = self._spec(), self._resource.base
+        for key in ("steps", "sink", "transforms", "sinks", "edges"):
+            only_for_letters = key == "sinks" and all(
+                self._is_named_in_dlq(body, stage) for stage in graph.stages if stage.kind == "sink"
+            )
+            if spec.get(key) and not only_for_letters:
+                message = f"{MAPPING!r} of the source writes to tables by itself; remove {key!r}, or {MAPPING!r}"
+                self._written.at((*base, key), message, key=True)
+        for stage, place in zip(graph.stages, graph.places, strict=True):
+            if stage.kind == "source" and not self._maps_topics(stage):
+                message = f"{stage.name!r} maps no topics, and another source does; put it into a pipeline of its own"
+                self._written.at(place, message)
+
+    def _mapping(self, source: Stage, place: Path) -> WrittenMapping | None:
+        """Where the mapping of a source stands. None if it is not valid, which has been reported."""
+        operator = self._operators.find("source", source.type)
+        assert not isinstance(operator, str), "a source of no known type maps no topics"
+        try:
+            validate_options(operator, dict(source.options))
+        except ValidationError:
+            return None
+        found = self._defined.get(source.name)
+        if found is None:
+            return WrittenMapping(self._written, (*place, MAPPING), is_abroad=False)
+        nested = MAPPING not in found.written.document.keys_at(found.base)
+        return WrittenMapping(found.written, (*found.base, *(("config",) if nested else ()), MAPPING), is_abroad=True)
 
     def _stage(self, entry: _Entry, name: str) -> Stage:
         if isinstance(entry.entry, StageSpec):
@@ -285,6 +372,15 @@ class _Lowering:
             types = ", ".join(sorted({sink.type for sink in sinks}))
             message = f"'schema' is a contract of tables, and no sink here has one ({types}); leave it out"
             self._written.at((*self._resource.base, "schema"), message, key=True)
+
+    def _check_copies(self, body: PipelineBody, graph: _Graph) -> None:
+        """Refuse a sink of `dlq` that has no place for copies of dead letters."""
+        for stage in graph.stages:
+            operator = self._operators.find("sink", stage.type) if stage.name == graph.dead_letter_sink else ""
+            if not isinstance(operator, str) and issubclass(operator, Sink) and operator.no_copies is not None:
+                is_inline = body.dlq is not None and isinstance(body.dlq.sink, StageSpec)
+                path = (*self._resource.base, "dlq", "sink", *(("type",) if is_inline else ()))
+                self._written.at(path, f"{stage.type} cannot be the sink of dlq: {operator.no_copies}")
 
     def _report(self, finding: Finding, graph: _Graph) -> None:
         message = finding.message

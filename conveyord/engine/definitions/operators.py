@@ -70,7 +70,7 @@ class OperatorChecks:
             written.report(error, base, operator.Config, f"{kind} {type_name}", hidden=hidden)
             return
         for key, mistake in operator.mistakes(config).items():
-            written.at((*base, key), mistake)
+            written.at((*base, *((key,) if isinstance(key, str) else key)), mistake)
 
     def canonical(self, kind: Kind, type_name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """`options` with the canonical keys of the operator."""

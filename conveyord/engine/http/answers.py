@@ -48,7 +48,10 @@ def check(client: HttpClient, reply: Reply) -> None:
     excerpt = client.excerpt(reply)
     said = f"{reply.address}: answers {reply.status}" + (f" ({excerpt})" if excerpt else "")
     if reply.status in PASSING or reply.status >= 500:
-        raise Busy(said, retry_after_seconds(reply.headers.get("retry-after", ""), now_seconds=time.time()))
+        raise Busy(
+            f"{said}; run again once it is well",
+            retry_after_seconds(reply.headers.get("retry-after", ""), now_seconds=time.time()),
+        )
     if reply.status in DECLINED:
         raise Declined(said)
     raise ConfigError(f"{said}; {HINTS.get(reply.status, 'check url')}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -11,6 +12,7 @@ from pydantic import Field
 from conveyord.core.errors import ConfigError
 from conveyord.core.units import Bytes, Seconds
 from conveyord.engine.contracts import OperatorConfig, OperatorContext
+from conveyord.engine.http.trust import trusting
 from conveyord.engine.secrets import Secret
 from conveyord.runtime.http_client import HttpClient, HttpLimits
 
@@ -71,16 +73,16 @@ def address_mistake(url: str) -> str | None:
     return "ends in a fragment (#...), which is never sent; leave it out" if parts.fragment else None
 
 
-def http_mistakes(config: HttpConfig) -> dict[str, str]:
+def http_mistakes(config: HttpConfig) -> dict[Any, str]:
     """What is wrong with the shared options, by key. See `Operator.mistakes`."""
-    found = {}
+    found: dict[Any, str] = {}
     if (mistake := address_mistake(config.url)) is not None:
         found["url"] = mistake
     for name in config.headers:
         if _HEADER_NAME.fullmatch(name) is None:
-            found["headers"] = f"{name!r} is not the name of a header"
+            found["headers", name] = f"{name!r} is not the name of a header"
         elif name.lower() in OURS:
-            found["headers"] = f"{name} is set by conveyord itself; leave it out"
+            found["headers", name] = f"{name} is set by conveyord itself; leave it out"
     return found
 
 
@@ -114,6 +116,7 @@ async def open_client(config: HttpConfig, context: OperatorContext, *, connectio
                     f"headers.{name}: its value is empty, begins or ends with a space, or holds a character that no "
                     "header may have (a line end, or one that is not ASCII)"
                 )
-        return HttpClient(config.url, limits=limits, credentials=headers, ca_file=config.ca_file)
+        trust = trusting(config.ca_file, option="ca_file")
+        return HttpClient(config.url, limits=limits, credentials=headers, trust=trust)
 
     return await context.in_thread(work)

@@ -92,14 +92,23 @@ def decoded(text: str, *, where: str) -> tuple[Bookmark, str]:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One answer. records: each on one line, in order, those at the edge of the page before left out."""
+    """One answer. records: each on one line, in order, those at the edge of the page before left out: `known`."""
 
     reply: Reply
     records: Sequence[bytes]
+    known: int = 0
+
+
+NUL_BYTES_SEARCHED = 4  # JSON begins with ASCII: in UTF-16 or UTF-32 one of so many bytes is zero, in UTF-8 none
 
 
 def page_of(reply: Reply, records: str | None, at: Bookmark) -> Page:
     """Take an answer apart. records: the dotted path of its list. Raises ConfigError if it is not there."""
+    if b"\0" in reply.body[:NUL_BYTES_SEARCHED]:
+        raise ConfigError(
+            f"{reply.address}: the answer is UTF-16 or UTF-32, or no text; JSON is read in UTF-8 alone, so ask for "
+            "that, such as by headers (Accept-Charset: utf-8)"
+        )
     text = _raw_at(reply, records or "") if reply.body.strip() else b"null"
     if text is None:
         outer = _parsed(reply, reply.body, Any)
@@ -114,10 +123,11 @@ def page_of(reply: Reply, records: str | None, at: Bookmark) -> Page:
     else:
         where = "the answer" if records is None else f"what stands at records ({records!r})"
         raise ConfigError(f"{reply.address}: {where} is neither a list nor an object; check url and records")
+    count = len(rows)
     if at.edge:
         known = set(at.edge)
         rows = [row for row in rows if digest_of(row) not in known]
-    return Page(reply, rows)
+    return Page(reply, rows, count - len(rows))
 
 
 def after(

@@ -68,5 +68,6 @@ def json_rows(data: pa.RecordBatch) -> list[bytes]:
 def idempotency_key(pipeline: str, stage: str, spans: Sequence[Span], piece: Piece) -> str:
     """The same for the same rows of the same records, in this run and in one that repeats it."""
     records = [[*span.partition, span.first, span.end] for span in spans]
-    text = json.dumps([pipeline, stage, records, piece.first, len(piece.rows)])
+    content = hashlib.sha256(b"\n".join(piece.rows)).hexdigest()
+    text = json.dumps([pipeline, stage, records, piece.first, content])
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_CHARACTERS]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import codecs
 from dataclasses import replace
+from functools import cached_property
 
 import pyarrow as pa
 
 from conveyord.core.errors import RecordError
 from conveyord.engine.decoding import SAMPLE_BYTES, BadRecord, Decoded
-from conveyord.engine.json.conform import batch_of, concat, conform
+from conveyord.engine.json.conform import batch_of, concat
 from conveyord.engine.json.exact import Piece, decode_exact
 from conveyord.engine.json.infer import infer_schema
 from conveyord.engine.json.lines import record_starts
+from conveyord.engine.json.narrow import narrowed
 from conveyord.engine.json.pieces import read_range
 from conveyord.engine.json.shape import Shape, schema_of_shape, shape_of_schema
 from conveyord.engine.json.strict import decode_strict
@@ -41,34 +43,48 @@ class JsonLinesDecoder:
 
     def decode(self, block: bytes, schema: pa.Schema, layout: None) -> Decoded:  # noqa: ARG002 - likewise
         """Decode whole lines under `schema`, grown by what it lacks."""
-        shape = shape_of_schema(schema)
-        pieces, _ = read_range(
-            block,
-            first=0,
-            end=len(block),
-            bulk=lambda first, end: _in_bulk(block[first:end], shape),
-            exact=lambda first, end: decode_exact(block, shape, first=first, end=end),
-        )
-        grown = schema_of_shape(shape, schema)
-        return _assembled(pieces, grown)
+        reading = _Reading(block, schema)
+        pieces, _ = read_range(block, first=0, end=len(block), bulk=reading.in_bulk, exact=reading.exactly)
+        return _assembled(pieces, reading.grown())
 
     def starts(self, block: bytes) -> pa.Int64Array:
         """Where each line of `block` starts, blank lines left out."""
         return record_starts(block)
 
 
-def _in_bulk(lines: bytes, shape: Shape) -> Piece | None:
-    rows = decode_strict(lines, shape)
-    return None if rows is None else Piece(rows)
+class _Reading:
+    """The reading of one block under a schema, which the exact path may grow."""
+
+    def __init__(self, block: bytes, schema: pa.Schema) -> None:
+        self._block = block
+        self._schema = schema
+
+    @cached_property
+    def _shape(self) -> Shape:
+        return shape_of_schema(self._schema)
+
+    def in_bulk(self, first: int, end: int) -> Piece | None:
+        """See `read_range`."""
+        lines = self._block[first:end]
+        few = narrowed(lines, self._schema)
+        rows = decode_strict(lines, self._shape if few is None else shape_of_schema(few))
+        return None if rows is None else Piece(rows)
+
+    def exactly(self, first: int, end: int) -> Piece:
+        """See `read_range`."""
+        return decode_exact(self._block, self._shape, first=first, end=end)
+
+    def grown(self) -> pa.Schema:
+        """The schema by now; the same object if it did not grow."""
+        return schema_of_shape(self._shape, self._schema) if "_shape" in self.__dict__ else self._schema
 
 
 def _assembled(pieces: list[Piece], schema: pa.Schema) -> Decoded:
     """All pieces of a block as one batch, and their bad records with rows counted from its start."""
-    row_type = pa.struct(list(schema))
     bad: list[BadRecord] = []
     before = 0
     for piece in pieces:
         bad += [replace(record, row=before + record.row) for record in piece.bad]
         before += len(piece.rows)
-    rows = concat([conform(piece.rows, row_type) for piece in pieces])
+    rows = concat([piece.rows for piece in pieces], schema)
     return Decoded(batch_of(rows, schema), schema, tuple(bad))

@@ -21,7 +21,8 @@ from conveyord.engine.json.shape import Shape, type_of_shape
 class Piece:
     """A run of lines, decoded.
 
-    rows: one struct per good record. bad: offsets count from the block's start, rows from the piece's.
+    rows: one struct per good record, of the fields that some of them have. bad: offsets count from the block's start,
+    rows from the piece's.
     """
 
     rows: pa.StructArray
@@ -39,4 +40,7 @@ def decode_exact(block: bytes, shape: Shape, *, first: int, end: int) -> Piece:
             bad.append(BadRecord(offset, len(line), len(rows), error.code, error.reason))
             continue
         rows.append(place_record(record, shape))
-    return Piece(pa.array(rows, type_of_shape(shape)), tuple(bad))
+    # Of thousands of fields these rows may have few.
+    names = dict.fromkeys(name for row in rows for name in row)
+    kind = pa.struct([pa.field(name, type_of_shape(shape.fields[name])) for name in names])
+    return Piece(pa.array(rows, kind), tuple(bad))

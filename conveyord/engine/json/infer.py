@@ -5,11 +5,11 @@ from __future__ import annotations
 import pyarrow as pa
 
 from conveyord.engine.json.lines import records
+from conveyord.engine.json.narrow import rows_in_bulk
 from conveyord.engine.json.observe import Observed
 from conveyord.engine.json.pieces import LEAF_BYTES, ranges, read_range
 from conveyord.engine.json.records import Unusable, parse_record
 from conveyord.engine.json.shape import schema_of_shape
-from conveyord.engine.json.strict import decode_strict
 
 _SLICE_BYTES = 1024 * 1024  # what the strict path reads at once; smaller would pay its fixed cost often
 
@@ -23,7 +23,7 @@ def infer_schema(sample: bytes) -> pa.Schema:
     seen = Observed()
 
     def known(first: int, end: int) -> bool | None:
-        return None if decode_strict(sample[first:end], seen.record_shape(provisional=True)) is None else True
+        return None if rows_in_bulk(sample[first:end], seen.record_shape(provisional=True)) is None else True
 
     def observe(first: int, end: int) -> bool:
         _observe(sample, seen, first=first, end=end)

@@ -12,12 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
+import structlog
 
-from conveyord.core.errors import BatchError, ConfigError
+from conveyord.core.errors import BatchError, ConfigError, ConveyordError
+from conveyord.engine.lookup import keys
 from conveyord.engine.lookup.index import Duplicates, KeyIndex, shown
 from conveyord.engine.lookup.integers import MISS, Rows
-from conveyord.engine.lookup.keys import common_type, comparable
+from conveyord.engine.lookup.keys import TooManyMisfits, common_type, comparable, read_keys
 from conveyord.engine.sql import settled_type, without_views
+
+log = structlog.get_logger(__name__)
 
 Kinds = tuple[pa.DataType, ...]
 
@@ -32,7 +36,7 @@ class Enrichment:
     on: the column of the reference for each of the rows. columns: those that the rows get, or their new names; None:
     all but the keys. prefix: stands before names that are not new. nest: the one column that holds them all; None:
     each is a column. defaults: values for rows without a match, by new name; None: nulls. text_keys: the reference's
-    keys are text that stands for other types. stage: for messages.
+    keys are text that stands for other types.
     """
 
     on: Mapping[str, str]
@@ -42,14 +46,13 @@ class Enrichment:
     defaults: Mapping[str, Any] | None
     duplicates: Duplicates
     text_keys: bool
-    stage: str
 
     def added(self, names: Sequence[str]) -> dict[str, str]:
         """By new name, which of a reference's columns `names` the rows get."""
         if isinstance(self.columns, Mapping):
             return {new: column for column, new in self.columns.items()}
-        keys = set(self.on.values())
-        columns = [name for name in names if name not in keys] if self.columns is None else self.columns
+        own = set(self.on.values())
+        columns = [name for name in names if name not in own] if self.columns is None else self.columns
         return {self.prefix + column: column for column in columns}
 
 
@@ -67,11 +70,11 @@ class Reference:
         added = enrichment.added(table.column_names)
         self._added = {new: _settled(_only_chunk(table[column])) for new, column in added.items()}
         if enrichment.nest is not None and not added:
-            raise ConfigError(f"stage {enrichment.stage!r}: {name} brings no column beside its keys to nest")
+            raise ConfigError(f"lookup: {name} brings no column beside its keys to nest")
         unknown = sorted(set(enrichment.defaults or ()) - set(added))
         if unknown:
             raise ConfigError(
-                f"stage {enrichment.stage!r}: `default` names {unknown[0]!r}, which the rows do not get; they get "
+                f"lookup: `default` names {unknown[0]!r}, which the rows do not get; they get "
                 f"{', '.join(added) or 'no columns'}"
             )
         self._defaults = {new: self._default(new, values.type) for new, values in self._added.items()}
@@ -102,10 +105,10 @@ class Reference:
             return np.full(data.num_rows, MISS, np.int32)
         self._remember(asked)
         try:
-            keys = [comparable(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+            asked_for = [comparable(column, kind) for column, kind in zip(columns, kinds, strict=True)]
         except pa.ArrowInvalid as error:
-            raise BatchError(f"stage {self._enrichment.stage!r}: a key cannot be compared: {error}") from error
-        return self._index(kinds).find(keys)
+            raise BatchError(f"lookup: a key cannot be compared: {error}") from error
+        return self._index(kinds).find(asked_for)
 
     def enriched(self, data: pa.RecordBatch, rows: Rows) -> pa.RecordBatch:
         """`data` with the columns of the reference's `rows` behind its own.
@@ -125,9 +128,7 @@ class Reference:
         for name in added:
             if name in data.schema.names:
                 remedy = "set `prefix`, or rename it in `columns`" if nest is None else "choose another name by `into`"
-                raise ConfigError(
-                    f"stage {self._enrichment.stage!r}: the rows have a column {name!r} already; {remedy}"
-                )
+                raise ConfigError(f"lookup: the rows have a column {name!r} already; {remedy}")
         schema = data.schema
         for name, values in added.items():
             schema = schema.append(pa.field(name, values.type))
@@ -135,16 +136,17 @@ class Reference:
             return data
         return pa.RecordBatch.from_arrays([*data.columns, *added.values()], schema=schema)
 
-    def missing(self, data: pa.RecordBatch, rows: Rows) -> BatchError:
-        """What to say of a batch in which rows have no match."""
-        at = int(np.argmax(rows == MISS))
+    def missing(self, data: pa.RecordBatch, rows: Rows) -> list[ConveyordError]:
+        """What to say of each row of `data` that has no match, in order."""
+        asked = [(column, data[name]) for name, column in self._enrichment.on.items()]
+        return [self._missing(asked, int(at)) for at in np.flatnonzero(rows == MISS)]
+
+    def _missing(self, asked: Sequence[tuple[str, pa.Array]], at: int) -> BatchError:
         key = ", ".join(
-            f"{column} = {shown(data[name][at])}"
-            if data[name][at].is_valid
-            else f"{column} = null, which matches nothing"
-            for name, column in self._enrichment.on.items()
+            f"{column} = {shown(values[at])}" if values[at].is_valid else f"{column} = null, which matches nothing"
+            for column, values in asked
         )
-        return BatchError(f"stage {self._enrichment.stage!r}: {self._name} has no row with {key}")
+        return BatchError(f"lookup: {self._name} has no row with {key}")
 
     def _taken(self, name: str, values: pa.Array, indices: pa.Array, missed: pa.Array) -> pa.Array:
         if not len(values):
@@ -160,8 +162,7 @@ class Reference:
             return pa.scalar(value).cast(kind) if value is not None else pa.scalar(None, kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ConfigError(
-                f"stage {self._enrichment.stage!r}: the default {value!r} does not fit the column {name!r}, which "
-                f"is {kind} in {self._name}"
+                f"lookup: the default {value!r} does not fit the column {name!r}, which is {kind} in {self._name}"
             ) from error
 
     def _column(self, data: pa.RecordBatch, name: str) -> pa.Array:
@@ -171,7 +172,7 @@ class Reference:
             hint = f"did you mean {close[0]!r}? " if close else ""
             listed = ", ".join(names[:COLUMNS_NAMED_MAX]) + (", ..." if len(names) > COLUMNS_NAMED_MAX else "")
             raise ConfigError(
-                f"stage {self._enrichment.stage!r}: `on` names the column {name!r}, which the rows do not have; "
+                f"lookup: `on` names the column {name!r}, which the rows do not have; "
                 f"{hint}They have {listed or 'no columns'}"
             )
         return data[name]
@@ -191,7 +192,7 @@ class Reference:
             kind = common_type(row, row) if is_parsed else common_type(row, key.type)
             if kind is None:
                 raise ConfigError(
-                    f"stage {self._enrichment.stage!r}: {name!r} is {row}, and {column!r} of {self._name} is "
+                    f"lookup: {name!r} is {row}, and {column!r} of {self._name} is "
                     f"{key.type}, which cannot be compared exactly; give one of them the type of the other, "
                     "with `cast` before this stage or in the reference"
                 )
@@ -221,12 +222,39 @@ class Reference:
         try:
             if pt.is_floating(values.type) and pt.is_int64(kind):
                 return values.cast(pa.float64()).cast(kind)  # checked: a fraction is an error
+            if self._enrichment.text_keys and not pt.is_string(kind):
+                return self._read(values, kind, column)
             return comparable(values, kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ConfigError(
-                f"stage {self._enrichment.stage!r}: the rows' key is {kind}, and column {column!r} of {self._name} has "
+                f"lookup: the rows' key is {kind}, and column {column!r} of {self._name} has "
                 f"values that are none: {error}"
             ) from error
+
+    def _read(self, values: pa.Array, kind: pa.DataType, column: str) -> pa.Array:
+        """A key column that is text as the type of the rows' key. What is none of it matches nothing."""
+        try:
+            read = read_keys(values.cast(pa.string()), kind)
+        except pa.ArrowInvalid as error:
+            raise ConfigError(
+                f"lookup: the rows' key is {kind}, and no value of column {column!r} of {self._name} is one: {error}"
+            ) from error
+        except TooManyMisfits as error:
+            raise ConfigError(
+                f"lookup: the rows' key is {kind}, and more than {keys.MISFITS_MAX:,} values of column {column!r} of "
+                f"{self._name} are none: {error}; give one of them the type of the other, with `cast` before this "
+                "stage or in the reference"
+            ) from error
+        if read.misfits:
+            log.warning(
+                "keys of the reference match no row",
+                reference=self._name,
+                column=column,
+                reason=f"they are no {kind}, which the rows have",
+                count=read.misfits,
+                first_row=read.first + 1,
+            )
+        return read.values
 
 
 def _only_chunk(column: pa.ChunkedArray) -> pa.Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,6 +14,8 @@ from conveyord.engine.schema.types import bare_type, is_bytes, is_text
 
 UNSIGNED = pa.decimal128(20, 0)  # holds every 64-bit integer, signed or not
 DECIMAL_DIGITS_MAX = 38
+MISFITS_MAX = 10_000  # texts that are none of the wanted type: each is found by halving, in up to half a millisecond
+CAST_ROWS = 10_000  # of text, tried at a time
 _LONG_LIMIT = float(2**63)
 _FINER = ("s", "ms", "us", "ns")
 
@@ -73,6 +77,49 @@ def comparable(values: pa.Array, kind: pa.DataType) -> pa.Array:
         # No number equals NaN; and minus zero is zero, though its bits are others.
         return pc.add(pc.if_else(pc.is_nan(values), None, values), 0.0)
     return values
+
+
+@dataclass(frozen=True, slots=True)
+class ReadKeys:
+    """Texts as another type, null where they are none of it. misfits: how many were. first: the row of the first."""
+
+    values: pa.Array
+    misfits: int
+    first: int
+
+
+def read_keys(texts: pa.StringArray, kind: pa.DataType) -> ReadKeys:
+    """What `texts` say of the type `kind`, as Arrow reads it.
+
+    Raises: pa.ArrowInvalid if none says anything, TooManyMisfits if more than MISFITS_MAX do not.
+    """
+    misfits: list[int] = []
+    pieces = [
+        _read_piece(texts, first, min(CAST_ROWS, len(texts) - first), kind, misfits)
+        for first in range(0, len(texts), CAST_ROWS)
+    ]
+    if misfits and len(misfits) == len(texts) - texts.null_count:
+        texts.slice(misfits[0], 1).cast(kind)  # raises, and says what is wrong with the first
+    values = pa.concat_arrays(pieces) if pieces else pa.nulls(0, kind)
+    return ReadKeys(comparable(values, kind), len(misfits), misfits[0] if misfits else 0)
+
+
+def _read_piece(texts: pa.StringArray, first: int, count: int, kind: pa.DataType, misfits: list[int]) -> pa.Array:
+    try:
+        return texts.slice(first, count).cast(kind)
+    except pa.ArrowInvalid as error:
+        if count == 1:
+            if len(misfits) >= MISFITS_MAX:
+                raise TooManyMisfits(str(error)) from error
+            misfits.append(first)
+            return pa.nulls(1, kind)
+    half = count // 2
+    parts = ((first, half), (first + half, count - half))
+    return pa.concat_arrays([_read_piece(texts, at, size, kind, misfits) for at, size in parts])
+
+
+class TooManyMisfits(Exception):
+    """More than MISFITS_MAX keys are not of the wanted type."""
 
 
 def _bare(values: pa.Array) -> pa.Array:

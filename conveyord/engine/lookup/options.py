@@ -29,7 +29,9 @@ class ReferenceOptions(OperatorConfig):
         description="The file, relative to the working directory; for iceberg the table, as `namespace.table`.",
     )
     table: str | None = Field(default=None, min_length=1, description="The table of a SQLite database.")
-    query: str | None = Field(default=None, min_length=1, description="Or one SELECT in a SQLite database.")
+    query: str | None = Field(
+        default=None, min_length=1, description="Or one SELECT in a SQLite database, for ten minutes at most."
+    )
     catalog: str = Field(default="lake", description="The catalog of an Iceberg table, by its name in conveyord.toml.")
     delimiter: str = Field(default=",", min_length=1, max_length=1, description="What separates the cells of CSV.")
 
@@ -92,7 +94,9 @@ class LookupConfig(OperatorConfig):
     up in one state of it. Replace a file by renaming a finished one.
 
     A null matches nothing, not even a null. Keys must be of like types: numbers with numbers, text with text, and so
-    on; 2.0 is 2, and a zone of a timestamp does not matter, but text is no number unless the reference is CSV.
+    on; 2.0 is 2, and a zone of a timestamp does not matter, but text is no number unless the reference is CSV. A key
+    of a CSV file that is not of the type that the rows have (`N/A`, or ` 1` where they have longs) matches no row;
+    the log says how many are not. If none is, or more than 10,000 are not, the run stops.
 
     After a crash, records whose commit did not land are read and looked up again, and may then get what a newer
     reference says. Every record still lands once; which reference it met is the only thing that may differ.
@@ -121,8 +125,7 @@ class LookupConfig(OperatorConfig):
         default="keep",
         description="A row whose key the reference does not have: `keep` gives it nulls. `drop` removes it, counted as "
         "filtered; it leaves by the output `missed` if an edge leads from there. `dead_letter` makes it a dead letter, "
-        "or stops the run where the pipeline has no `dlq`; of one batch at most 1,000 can be. `default` gives it the "
-        "values of `default`.",
+        "or stops the run where the pipeline has no `dlq`. `default` gives it the values of `default`.",
     )
     default: dict[str, Scalar] = Field(
         default={}, description="For `on_miss: default`, values by new column name; those not named are null."

@@ -3,7 +3,10 @@
 Whether a value fits is decided as `fit` decides it, value by value, so the verdict does not depend on the
 other rows of a batch, nor on how rows were batched: 2.0 fits a long column, a number fits a string column as
 its text. A field counts as one that the table lacks if it holds information: a scalar, or a list or struct
-with one somewhere below. All of it is computed by columns.
+with one somewhere below. A decoder whose types are settled has put a value that does not fit beside its column
+already; such a sibling (`id__string`) is no field of the record, but a misfit of `id`. A misfit has its place in a
+sibling that the table has, however it came; where there is none, the contract decides. All of it is computed by
+columns.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from conveyord.core.pipeline.graph import SchemaContract, SchemaPolicy
-from conveyord.engine.naming import type_word
-from conveyord.engine.schema.fit import convert, decoded, rebuilt_lists
+from conveyord.engine.naming import SIBLING_SEPARATOR, overflowing_column, type_word
+from conveyord.engine.schema.fit import convert, decoded, fill, rebuilt_lists
 from conveyord.engine.schema.lists import Elements
-from conveyord.engine.schema.merge import fields_by_name
-from conveyord.engine.schema.types import bare_type, is_list, plain_type
+from conveyord.engine.schema.merge import fields_by_name, text_sibling_names, typed_sibling_name
+from conveyord.engine.schema.text import to_text
+from conveyord.engine.schema.types import bare_type, is_list, is_text, plain_type
 from conveyord.engine.schema.values import Converted
 
 Lift = Callable[[pa.Array], pa.Array]
@@ -80,6 +84,67 @@ def held_to(contract: SchemaContract, data: pa.RecordBatch, target: pa.Schema) -
     return Verdict(again.batch(data.take(kept), target), kept, dict(sorted(refused.items())), again.discarded)
 
 
+@dataclass(frozen=True, slots=True)
+class _Aside:
+    """Values that do not come as they are. marks: which. column: whose misfits they are, None if of none."""
+
+    values: pa.Array
+    marks: pa.Array
+    breach: Breach
+    column: str | None
+    policy: SchemaPolicy
+
+    def left_by(self, columns: dict[str, pa.Array], wanted: dict[str, pa.Field]) -> pa.Array:
+        """Marks of those for which the target has no place, once the others are put into theirs among `columns`.
+
+        A place is their column itself, if they came beside it, and the siblings that there are, as `fit` takes them.
+        Values with fields of their own have none: whether it has room for all of those is not a matter of one value.
+        """
+        kind = self.values.type
+        if self.column is None or _has_fields(kind) or not pc.any(self.marks).as_py():
+            return self.marks
+        nothing = pa.scalar(None, kind)
+        rest = _filled(columns, wanted, self.column, pc.if_else(self.marks, self.values, nothing))
+        typed = typed_sibling_name(self.column, kind)
+        kept = nothing
+        if typed in wanted:
+            rest = _filled(columns, wanted, typed, rest)
+        else:
+            # What fits its type would go to that sibling, which the target does not get, and to no other.
+            misfit = convert(rest, plain_type(kind))[1]
+            untyped = pa.nulls(len(rest), pa.bool_()) if misfit is None else misfit
+            untyped = untyped.fill_null(False)
+            kept, rest = pc.if_else(untyped, nothing, rest), pc.if_else(untyped, rest, nothing)
+        for sibling in text_sibling_names(self.column):
+            held = wanted.get(sibling)
+            if held is None or rest.null_count == len(rest):
+                break
+            if is_text(held.type) and _takes(columns, held):
+                rest = fill(columns, sibling, rest, (to_text(rest).cast(held.type), None))
+        left = rest.is_valid()
+        return left if kept is nothing else pc.or_(left, kept.is_valid())
+
+
+def _filled(columns: dict[str, pa.Array], wanted: dict[str, pa.Field], name: str, values: pa.Array) -> pa.Array:
+    """Put what fits column `name`, and finds its cell there empty, into it; returns what is left over."""
+    held = wanted[name]
+    if _has_fields(held.type) or not _takes(columns, held):
+        return values
+    return fill(columns, name, values, convert(values, held.type))
+
+
+def _takes(columns: dict[str, pa.Array], held: pa.Field) -> bool:
+    """Whether what came for a column has its type, so that more can be put between it."""
+    if held.name not in columns:
+        return True
+    columns[held.name] = decoded(columns[held.name])
+    return bool(columns[held.name].type.equals(held.type))
+
+
+def _has_fields(kind: pa.DataType) -> bool:
+    return bool(pt.is_struct(kind) or pt.is_map(kind) or (is_list(kind) and _has_fields(kind.value_type)))
+
+
 class _Judge:
     """One look at one batch. breaches: marks of rows, and what those did."""
 
@@ -98,23 +163,59 @@ class _Judge:
     def _fields(
         self, fields: list[pa.Field], arrays: list[pa.Array], target: list[pa.Field], place: str, lift: Lift
     ) -> tuple[list[pa.Field], list[pa.Array]]:
-        wanted, columns, types = fields_by_name(target), self._contract.columns, self._contract.types
-        held_fields, held_arrays = [], []
+        wanted = fields_by_name(target)
+        incoming = fields_by_name(fields)
+        held_fields: dict[str, pa.Field] = {}
+        columns: dict[str, pa.Array] = {}
+        aside: list[_Aside] = []
         for field, array in zip(fields, arrays, strict=True):
             path, held = f"{place}{field.name}", wanted.get(field.name)
             if held is None and pt.is_null(plain_type(field.type)):
                 continue  # it says nothing, and a table does not get it
-            if held is None and columns != "evolve":
-                self._rule(columns, informative(array), lift, Breach(path, type_word(bare_type(array.type))))
-                continue
+            if held is None:
+                policy, found = self._of_new(field, array, wanted, incoming, place)
+                if policy != "evolve":
+                    aside.append(found)
+                    continue
             if held is not None:
-                word = type_word(bare_type(array.type))
+                own, word = array, type_word(bare_type(array.type))
                 array, misfit = self._value(array, held.type, path, lift)
                 if misfit is not None:
-                    self._rule(types, misfit, lift, Breach(path, word, held.type))
-            held_fields.append(field if array.type.equals(field.type) else field.with_type(array.type))
-            held_arrays.append(array)
-        return held_fields, held_arrays
+                    breach = Breach(path, word, held.type)
+                    aside.append(_Aside(decoded(own), misfit, breach, field.name, self._contract.types))
+            held_fields[field.name], columns[field.name] = field, array
+        for one in aside:
+            self._rule(one.policy, one.left_by(columns, wanted), lift, one.breach)
+        fields = [held_fields.get(name, pa.field(name, array.type)) for name, array in columns.items()]
+        types = [array.type for array in columns.values()]
+        fields = [
+            field if field.type.equals(kind) else field.with_type(kind)
+            for field, kind in zip(fields, types, strict=True)
+        ]
+        return fields, list(columns.values())
+
+    def _of_new(
+        self,
+        field: pa.Field,
+        array: pa.Array,
+        wanted: dict[str, pa.Field],
+        incoming: dict[str, pa.Field],
+        place: str,
+    ) -> tuple[SchemaPolicy, _Aside]:
+        """What decides on a field that the target lacks, and what its values do if they may not come."""
+        columns, kind = self._contract.columns, bare_type(field.type)
+        marks, array = informative(array), decoded(array)
+        name = overflowing_column(field.name, kind)
+        column = None if name is None else wanted.get(name)
+        if column is None and name is not None and columns == "evolve":
+            column = incoming.get(name)  # a new column, which the target gets with this batch
+        if column is None or name is None or pt.is_null(plain_type(column.type)):
+            return columns, _Aside(array, marks, Breach(f"{place}{field.name}", type_word(kind)), None, columns)
+        word = field.name.removeprefix(f"{name}{SIBLING_SEPARATOR}")
+        breach = Breach(f"{place}{name}", word, column.type)
+        # JSON text stands for a value that the text does not tell from others.
+        own = name if name in wanted and word == type_word(kind) else None
+        return self._contract.types, _Aside(array, marks, breach, own, self._contract.types)
 
     def _rule(self, policy: SchemaPolicy, marks: pa.Array, lift: Lift, breach: Breach) -> None:
         count = pc.sum(marks).as_py() or 0

@@ -82,7 +82,7 @@ def _place(columns: dict[str, pa.Array], wanted: dict[str, pa.Field], name: str,
     rest = array
     plain = plain_type(array.type)
     if typed in wanted:
-        rest = _fill(columns, typed, rest, convert(rest, wanted[typed].type))
+        rest = fill(columns, typed, rest, convert(rest, wanted[typed].type))
     elif not pt.is_null(plain):
         misfit = convert(rest, plain)[1]
         if misfit is None or pc.any(pc.and_not(rest.is_valid(), misfit)).as_py():
@@ -94,10 +94,10 @@ def _place(columns: dict[str, pa.Array], wanted: dict[str, pa.Field], name: str,
             raise _no_room(name, sibling, array.type)
         kind = wanted[sibling].type
         if is_text(kind):
-            rest = _fill(columns, sibling, rest, (to_text(rest).cast(kind), None))
+            rest = fill(columns, sibling, rest, (to_text(rest).cast(kind), None))
 
 
-def _fill(columns: dict[str, pa.Array], name: str, array: pa.Array, converted: Converted) -> pa.Array:
+def fill(columns: dict[str, pa.Array], name: str, array: pa.Array, converted: Converted) -> pa.Array:
     """Move what fits and finds its cell empty into column `name`; returns what is left over."""
     values, misfit = converted
     there = columns.get(name)

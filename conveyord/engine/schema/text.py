@@ -13,14 +13,25 @@ import pyarrow.types as pt
 
 from conveyord.engine.schema.lists import Elements
 from conveyord.engine.schema.types import is_bytes, is_list, is_text
+from conveyord.storage.calendar import (
+    CYCLE_DAYS,
+    CYCLE_YEARS,
+    END_DAY,
+    FIRST_DAY,
+    moments_of,
+    numbers_of,
+    outside,
+    units_per_day,
+)
 
 
 def to_text(array: pa.Array) -> pa.Array:
     """One string per value, null for null; `array` is not dictionary encoded.
 
     Numbers and booleans as in JSON (NaN and infinities as JavaScript writes them), timestamps as
-    ISO 8601 with as many digits as they need, instants in UTC with a Z, decimals in full, bytes as
-    base64, structs and lists as compact JSON, maps as lists of objects with key and value.
+    ISO 8601 with as many digits as they need, instants in UTC with a Z, years beyond 0000 to 9999 with
+    their sign (`+12345-01-01`, `-0044-03-15`), decimals in full, bytes as base64, structs and lists as
+    compact JSON, maps as lists of objects with key and value.
     """
     kind = array.type
     if is_text(kind):
@@ -35,7 +46,9 @@ def to_text(array: pa.Array) -> pa.Array:
         return _each(array, lambda value: base64.b64encode(value).decode("ascii"))
     if pt.is_nested(kind):
         return _each(_with_json_leaves(array), _compact)
-    if pt.is_integer(kind) or pt.is_boolean(kind) or pt.is_decimal(kind) or pt.is_date(kind):
+    if pt.is_date(kind):
+        return _moments(array)
+    if pt.is_integer(kind) or pt.is_boolean(kind) or pt.is_decimal(kind):
         return array.cast(pa.string())
     if pt.is_duration(kind):
         return array.cast(pa.int64()).cast(pa.string())
@@ -62,9 +75,26 @@ def _floats(array: pa.Array) -> pa.Array:
 def _times(array: pa.Array) -> pa.Array:
     if pt.is_timestamp(array.type) and array.type.tz is not None:
         array = array.cast(pa.timestamp(array.type.unit, "UTC"))
-    text = pc.replace_substring(array.cast(pa.string()), " ", "T", max_replacements=1)
+    text = array.cast(pa.string()) if pt.is_time(array.type) else _moments(array)
+    text = pc.replace_substring(text, " ", "T", max_replacements=1)
     text = pc.replace_substring_regex(text, r"(\.[0-9]*?)0+(Z?)$", r"\1\2")
     return pc.replace_substring_regex(text, r"\.(Z?)$", r"\1")
+
+
+def _moments(array: pa.Array) -> pa.Array:
+    """Dates and timestamps, these in UTC if they have a zone, as Arrow writes them, but years of any length."""
+    far = outside(array, first_day=FIRST_DAY, end_day=END_DAY)
+    if far is None:
+        return array.cast(pa.string())
+    # Arrow writes `<value out of range: ...>` for most of these, or fails. The calendar repeats every 400 years.
+    kind = array.type
+    parts = [divmod(number, CYCLE_DAYS * units_per_day(kind)) for number in numbers_of(array).filter(far).to_pylist()]
+    near = moments_of([rest for _, rest in parts], kind).cast(pa.string()).to_pylist()
+    texts = [
+        f"{int(text[:4]) + CYCLE_YEARS * cycles:+05d}{text[4:]}" for text, (cycles, _) in zip(near, parts, strict=True)
+    ]
+    plain = pc.if_else(far, pa.scalar(None, kind), array).cast(pa.string())
+    return pc.replace_with_mask(plain, far, pa.array(texts, pa.string()))
 
 
 def _with_json_leaves(array: pa.Array) -> pa.Array:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from decimal import Context, Decimal
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from conveyord.engine.schema.text import to_text
-from conveyord.engine.schema.types import integer_range, is_bytes, is_text, join_scalar, same_zone
+from conveyord.engine.schema.types import DECIMAL_DIGITS_MAX, integer_range, is_bytes, is_text, join_scalar, same_zone
 
 Converted = tuple[pa.Array, pa.Array | None]
 """Values under the new type, and which non-null ones did not fit (None: all did). Those are null."""
@@ -15,6 +17,7 @@ Converted = tuple[pa.Array, pa.Array | None]
 MICROS_PER_DAY = 86_400_000_000
 TICKS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 LONG_MAX = (1 << 63) - 1
+_ROOMY = Context(prec=300)  # more digits than any two of Arrow's decimals together
 FIRST_MICROS = -62_135_510_400_000_000  # a day into year 1, as engine/json/timestamps.py has it
 
 _DATE = r"\A[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
@@ -109,13 +112,31 @@ def _to_decimal(array: pa.Array, target: pa.DataType) -> Converted:
         return exact.cast(pa.decimal256(76, target.scale)).cast(target), misfits(array, fits)
     if not pt.is_decimal(kind):
         return nothing_fits(array, target)
+    if kind.precision > DECIMAL_DIGITS_MAX or min(kind.scale, target.scale) < 0:
+        return _decimals_one_by_one(array, target)
     fits = array.is_valid()
     if kind.scale > target.scale:
-        fits = pc.and_(fits, pc.equal(pc.round(array, ndigits=target.scale), array))
+        # In a type with room: Arrow raises for a value that would be rounded up to one more digit, such as 9.99.
+        roomy = array.cast(pa.decimal256(76, kind.scale))
+        fits = pc.and_(fits, pc.equal(pc.round(roomy, ndigits=target.scale), roomy))
     if kind.precision - kind.scale > whole:
-        limit = pa.scalar(10**whole, pa.decimal256(76, 0)).cast(pa.decimal256(76, max(kind.scale, 0)))
+        limit = pa.scalar(10**whole, pa.decimal256(76, 0)).cast(pa.decimal256(76, kind.scale))
         fits = pc.and_(fits, pc.less(pc.abs(array).cast(limit.type), limit))
     return _where(array, fits).cast(target), misfits(array, fits)
+
+
+def _decimals_one_by_one(array: pa.Array, target: pa.DataType) -> Converted:
+    """Decimals of more digits than Arrow can compute with, or counted in tens. No table has such, a file may."""
+    step = Decimal(1).scaleb(-target.scale)
+
+    def settled(value: Decimal | None) -> Decimal | None:
+        if value is None:
+            return None
+        found = value.quantize(step, context=_ROOMY)
+        return found if found == value and len(found.as_tuple().digits) <= target.precision else None
+
+    result = pa.array([settled(value) for value in array.to_pylist()], target)
+    return result, misfits(array, result.is_valid())
 
 
 def _to_timestamp(array: pa.Array, target: pa.DataType) -> Converted:

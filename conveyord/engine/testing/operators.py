@@ -36,6 +36,7 @@ class GivenRows(Source):
     """Emits its rows as one batch, typed as `file_jsonl` types records; nothing at all if there are none."""
 
     Config = GivenConfig
+    unit = "rows"
 
     async def run(self, out: Outlet, *, fences: tuple[Positions, ...], drain: trio.Event) -> None:  # noqa: ARG002
         """See `Source.run`. There is nothing to go on from. Raises ConfigError for a row that cannot be a record."""

@@ -34,7 +34,7 @@ TEST_SECONDS_MAX = 60.0  # a test takes milliseconds; one that hangs must not ha
 CHANNEL_CAPACITY = 8
 _LIMITS = Limits(dead_letter_bytes=1024**3, dead_letter_seconds=None, spill_bytes=0)  # nothing spills in a test
 
-_PLACE = re.compile(rf"\b{PARTITION} bytes \d+ to \d+: ")
+_PLACE = re.compile(rf"\b{PARTITION} rows \d+ to \d+: ")
 """Where a batch stands in its source: of no use in a test, whose rows are all one batch."""
 
 

@@ -212,7 +212,7 @@ def _beyond(array: pa.Array, bound: Bound, *, is_low: bool) -> pa.BooleanArray:
     if isinstance(bound, str):
         return _not(holds(array, _moment_scalar(bound, kind)))
     if pt.is_floating(kind):
-        return _not(holds(array.cast(pa.float64()), pa.scalar(float(bound))))
+        return _not(holds(array.cast(pa.float64()), pa.scalar(_nearest_double(bound, is_low=is_low))))
     scale = kind.scale if pt.is_decimal(kind) else 0
     with localcontext(Context(prec=DIGITS)):
         nearest = Decimal(str(bound)).scaleb(scale).to_integral_value(ROUND_CEILING if is_low else ROUND_FLOOR)
@@ -221,6 +221,17 @@ def _beyond(array: pa.Array, bound: Bound, *, is_low: bool) -> pa.BooleanArray:
             return _all(array) if (nearest > highest) == is_low else pa.repeat(pa.scalar(False), len(array))
         value = nearest.scaleb(-scale)
     return _not(holds(array, pa.scalar(value if pt.is_decimal(kind) else int(value), kind)))
+
+
+def _nearest_double(bound: float, *, is_low: bool) -> float:
+    """The least double that is not below `bound` (`is_low`), or the greatest not above: the same doubles meet it."""
+    try:
+        near = float(bound)
+    except OverflowError:  # an integer beyond every double
+        near = math.inf if bound > 0 else -math.inf
+    if is_low:
+        return near if near >= bound else math.nextafter(near, math.inf)
+    return near if near <= bound else math.nextafter(near, -math.inf)
 
 
 def _units_range(kind: pa.DataType) -> tuple[int, int]:
@@ -260,9 +271,12 @@ def _patterned(path: str, array: pa.Array, pattern: str) -> Iterator[Breach]:
 
 
 def _listed(path: str, array: pa.Array, members: Sequence[Member]) -> Iterator[Breach]:
-    allowed = pa.array([value for member in members if (value := _as_type(member, array.type)) is not None], array.type)
-    # A null is broken by nothing, and is in no set.
-    outside = pc.and_(array.is_valid(), pc.invert(pc.is_in(array, value_set=allowed, skip_nulls=True)))
+    values = [value for member in members if (value := _as_type(member, array.type)) is not None]
+    outside = _all(array)
+    if values:  # else Arrow would have to compare lists, structs or maps, which it cannot
+        inside = pc.is_in(array, value_set=pa.array(values, array.type), skip_nulls=True)
+        # A null is broken by nothing, and is in no set.
+        outside = pc.and_(outside, pc.invert(inside))
     yield Breach(outside, f"{path} is not in one_of")
 
 
@@ -276,7 +290,8 @@ def _as_type(member: Member, kind: pa.DataType) -> Any:
         moment = _moment(member) if pt.is_temporal(kind) else None
         return None if moment is None else _moment_scalar(member, kind).cast(kind).as_py()
     if pt.is_floating(kind):
-        return float(member)
+        near = _nearest_double(member, is_low=True)
+        return None if isinstance(member, int) and near != member else near
     exact = Decimal(str(member))
     if pt.is_decimal(kind):
         with localcontext(Context(prec=DIGITS)):

@@ -9,9 +9,11 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
+from fractions import Fraction
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +101,9 @@ def _validator(schema: Mapping[str, Any]) -> Validator:
     from jsonschema import validators
     from referencing import Registry
 
-    bounded = validators.extend(_plain_class(schema), {"pattern": _pattern, "uniqueItems": _unique_items})
+    own = {"pattern": _pattern, "uniqueItems": _unique_items, "multipleOf": _multiple_of, "divisibleBy": _multiple_of}
+    plain = _plain_class(schema)
+    bounded = validators.extend(plain, {name: check for name, check in own.items() if name in plain.VALIDATORS})
     made: Validator = bounded(schema, registry=Registry())  # fetches nothing, unlike the default
     return made
 
@@ -242,6 +246,21 @@ def _unique_items(validator: Any, wanted: Any, instance: Any, schema: Any) -> It
     seen = {json.dumps(_canonical(item), sort_keys=True) for item in instance}
     if len(seen) < len(instance):
         yield ValidationError("an item comes twice")
+
+
+def _multiple_of(validator: Any, unit: float, instance: Any, schema: Any) -> Iterator[Any]:  # noqa: ARG001 - likewise
+    """`multipleOf` by the digits that JSON writes: jsonschema's own divides doubles, and raises for what overflows."""
+    from jsonschema import ValidationError
+
+    if isinstance(instance, bool) or not isinstance(instance, int | float):
+        return
+    is_finite = isinstance(instance, int) or math.isfinite(instance)
+    if not is_finite or _digits(instance) % _digits(unit):
+        yield ValidationError("it is no multiple")
+
+
+def _digits(number: float) -> Fraction:
+    return Fraction(number) if isinstance(number, int) else Fraction(str(number))
 
 
 def _canonical(value: Any) -> Any:

@@ -9,11 +9,10 @@ acknowledged letters with the power.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from conveyord.core.errors import Refused
 from conveyord.storage.dead_letters.faults import damaged_index, translated
 from conveyord.storage.dead_letters.segments import segments_on_disk
 from conveyord.storage.disk import sync_directory
@@ -22,7 +21,8 @@ DIRECTORY = "dead-letters"
 INDEX_FILE = "index.db"
 LOCK_WAIT_SECONDS = 30  # nobody but a checkpoint or a copying backup holds the file, and both are short
 WAL_BYTES_KEPT = 4 * 1024 * 1024  # what a checkpoint leaves of the WAL; as much as gathers between two
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 5
+READABLE_VERSION = 4  # lacks a column that only its writer asks for, and adds
 
 # The triggers keep `segments` true whatever moves a letter, so that no statement can forget it.
 SCHEMA = """
@@ -40,24 +40,31 @@ CREATE TABLE letters (
     "offset" INTEGER NOT NULL,
     stage TEXT NOT NULL,
     part INTEGER NOT NULL,
+    variant INTEGER NOT NULL,
+    came_from INTEGER NOT NULL,  -- the letter that failed here when it was replayed, 0 if it was a record
     code TEXT NOT NULL,
     message TEXT NOT NULL,
     attempts INTEGER NOT NULL,
     first_micros INTEGER NOT NULL,
     last_micros INTEGER NOT NULL,
-    state TEXT NOT NULL DEFAULT 'dead',
-    sequence INTEGER,
     edited INTEGER NOT NULL DEFAULT 0,
-    sinks TEXT,  -- a JSON array of those that lack it; NULL if none behind the stage keeps positions
     segment INTEGER,  -- NULL once replayed: the payload is gone
     position INTEGER,
     length INTEGER,
     crc INTEGER,
-    UNIQUE (pipeline, source, "partition", "offset", stage, part)
+    UNIQUE (pipeline, source, "partition", "offset", stage, part, variant)
 );
 CREATE INDEX letters_by_time ON letters (last_micros);
+CREATE INDEX letters_by_origin ON letters (came_from) WHERE came_from > 0;
 CREATE INDEX letters_by_segment ON letters (segment) WHERE segment IS NOT NULL;
-CREATE UNIQUE INDEX letters_by_sequence ON letters (pipeline, sequence) WHERE sequence IS NOT NULL;
+CREATE TABLE claims (  -- which sinks lack what a letter stands for; a letter without any was replayed
+    letter INTEGER NOT NULL,
+    sink TEXT NOT NULL,
+    sequence INTEGER,  -- of its pipeline, while it is queued for replay
+    again INTEGER,  -- 0 as long as a run has yet to read the record again for the sink, 1 from when it is on its way
+    PRIMARY KEY (letter, sink)
+) WITHOUT ROWID;
+CREATE INDEX claims_by_sequence ON claims (sequence) WHERE sequence IS NOT NULL;
 CREATE TABLE copied (  -- letters that were dropped although their copies were made: they get their ids back
     id INTEGER PRIMARY KEY,
     pipeline TEXT NOT NULL,
@@ -66,8 +73,11 @@ CREATE TABLE copied (  -- letters that were dropped although their copies were m
     "offset" INTEGER NOT NULL,
     stage TEXT NOT NULL,
     part INTEGER NOT NULL,
-    UNIQUE (pipeline, source, "partition", "offset", stage, part)
+    variant INTEGER NOT NULL,
+    length INTEGER,  -- with crc: by what another row of that key is known from it
+    crc INTEGER
 );
+CREATE INDEX copied_by_key ON copied (pipeline, source, "partition", "offset", stage, part);
 CREATE TABLE sequences (pipeline TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE counters (name TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TRIGGER letter_added AFTER INSERT ON letters BEGIN
@@ -80,8 +90,12 @@ CREATE TRIGGER letter_moved AFTER UPDATE OF segment, length ON letters BEGIN
 END;
 CREATE TRIGGER letter_gone AFTER DELETE ON letters BEGIN
     UPDATE segments SET live_bytes = live_bytes - OLD.length, letters = letters - 1 WHERE id = OLD.segment;
+    DELETE FROM claims WHERE letter = OLD.id;
 END;
 """
+
+UPGRADE = "ALTER TABLE claims ADD COLUMN again INTEGER;"
+"""From `READABLE_VERSION`."""
 
 
 def exists(directory: Path) -> bool:
@@ -107,10 +121,13 @@ def open_to_write(directory: Path) -> sqlite3.Connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
-            if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+            version = _version(connection)
+            if version == 0:
                 connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
                 for made in (directory, directory.parent, directory.parent.parent):
                     sync_directory(made)
+            elif version == READABLE_VERSION:
+                connection.executescript(f"BEGIN IMMEDIATE; {UPGRADE} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
             _check_version(connection, index)
         except BaseException:
             connection.close()
@@ -148,19 +165,6 @@ def open_to_read(directory: Path) -> sqlite3.Connection | None:
     return connection
 
 
-@contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """One durable transaction: all of it is on disk on return, or nothing of it happened."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield connection
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # SQLite has rolled back by itself after some errors
-            connection.execute("ROLLBACK")
-        raise
-
-
 def _connect_read_only(index: Path, parameters: str) -> sqlite3.Connection:
     uri = f"file:{quote(str(index.absolute()))}?{parameters}"
     return sqlite3.connect(uri, uri=True, timeout=LOCK_WAIT_SECONDS, check_same_thread=False, isolation_level=None)
@@ -171,6 +175,11 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def _check_version(connection: sqlite3.Connection, index: Path) -> None:
-    if (version := _version(connection)) != SCHEMA_VERSION:
+    if not READABLE_VERSION <= (version := _version(connection)) <= SCHEMA_VERSION:
         connection.close()
+        if 0 < version < SCHEMA_VERSION:
+            raise Refused(
+                f"{index}: an older conveyord wrote it (version {version}, this one knows {SCHEMA_VERSION}); replay, "
+                "export or purge the letters with that one, then move the directory away"
+            )
         raise damaged_index(index, f"its version is {version}, this conveyord knows {SCHEMA_VERSION}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,19 +16,43 @@ class StoredLetter:
     """A letter as it is kept. Times are microseconds since the epoch, given by whoever put it.
 
     id: given at the first failure of its key and never reused. first_micros, last_micros: of its first and
-    newest failure; `letter.attempts` adds up over all of them. state: `dead`, `queued` for replay under
-    `sequence`, or `replayed`, which keeps no payload. edited: someone changed the payload since it failed.
-    damage: why the payload cannot be read, None if it can; `letter.raw` and `letter.row` are None then.
+    newest failure; `letter.attempts` adds up over all of them. claims: the sinks that lack it, each with the number
+    under which it is queued for replay to that sink, or None; one without claims was replayed and keeps no payload.
+    came_from: the letter of which this failed in a later stage when it was replayed, 0 if there is none.
+    edited: someone changed the payload since it failed. damage: why the payload cannot be read, None if it can;
+    `letter.raw` and `letter.row` are None then.
     """
 
     id: int
     letter: DeadLetter
     first_micros: int
     last_micros: int
-    state: LetterState = "dead"
-    sequence: int | None = None
+    claims: Mapping[str, int | None]
+    came_from: int = 0
     edited: bool = False
     damage: str | None = None
+
+    @property
+    def state(self) -> LetterState:
+        """`queued` as long as it is on its way to any sink."""
+        if not self.claims:
+            return "replayed"
+        return "dead" if all(number is None for number in self.claims.values()) else "queued"
+
+
+class Lane(NamedTuple):
+    """Letters of one stage (as their keys name it) on their way to one sink: they go in the order of their numbers."""
+
+    pipeline: str
+    stage: str
+    sink: str
+
+
+class Claim(NamedTuple):
+    """What one sink has to get of one letter."""
+
+    letter: int
+    sink: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +100,7 @@ class Group:
 class Counters(NamedTuple):
     """What became of the letters that are no longer dead, since the directory was made.
 
-    read_again: deleted because no sink had passed their records, which the next run read once more.
+    read_again: deleted because no sink had passed their records, which a run read once more since.
     """
 
     replayed: int = 0

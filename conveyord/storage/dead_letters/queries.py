@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,27 @@ from conveyord.core.flow.dead_letters import DeadLetter, LetterKey
 from conveyord.core.flow.positions import Partition
 from conveyord.storage.dead_letters.faults import translated
 from conveyord.storage.dead_letters.index import DIRECTORY, INDEX_FILE
-from conveyord.storage.dead_letters.letters import EVERYTHING, Counters, Group, Selection, StoredLetter
+from conveyord.storage.dead_letters.letters import EVERYTHING, Claim, Counters, Group, Lane, Selection, StoredLetter
 from conveyord.storage.dead_letters.segments import DamagedFrame, Payload, Place, read_payload
 
 LOOKS_MAX = 100  # moved so often while it is looked for: then something else is wrong
 PAGE_LETTERS = 256  # read at a time by `select`, with their payloads
 
 COLUMNS = (
-    'id, pipeline, source, "partition", "offset", stage, part, code, message, attempts, first_micros, last_micros, '
-    "state, sequence, edited, sinks, segment, position, length, crc"
+    'id, pipeline, source, "partition", "offset", stage, part, variant, came_from, code, message, attempts, '
+    "first_micros, last_micros, edited, "
+    "(SELECT json_group_object(sink, sequence) FROM claims WHERE letter = letters.id), segment, position, length, crc"
 )
 NOTHING = Payload(None, None)
-NOT_REPLAYED = "state <> 'replayed'"
+
+IN_LANE = "sink = :sink AND sequence IS NOT NULL AND pipeline = :pipeline AND stage = :stage"
+"""Of a claim joined with its letter."""
+
+QUEUED = f"""
+SELECT sequence, {COLUMNS} FROM claims JOIN letters ON id = letter
+WHERE {IN_LANE} AND sequence > :after ORDER BY sequence LIMIT :limit
+"""  # noqa: S608 - ours
+NOT_REPLAYED = "segment IS NOT NULL"
 
 GROUPS = f"""
 SELECT causes.pipeline, causes.stage, causes.code, letters.message, newest, count, first, last FROM
@@ -33,6 +42,16 @@ SELECT causes.pipeline, causes.stage, causes.code, letters.message, newest, coun
         FROM letters NOT INDEXED WHERE {NOT_REPLAYED} AND {{where}} GROUP BY pipeline, stage, code) AS causes
 JOIN letters ON letters.id = newest ORDER BY count DESC, causes.pipeline, causes.stage, causes.code
 """  # noqa: S608 - ours. Not indexed: SQLite would go along the unique index, and look up every row out of order.
+
+SUCCESSORS = """
+SELECT letters.id FROM letters JOIN claims ON letter = letters.id
+WHERE came_from > 0 AND came_from IN (SELECT value FROM json_each(:ids)) AND sink = :sink
+"""
+
+UNTOLD = """
+SELECT letters.id FROM letters JOIN claims ON letter = letters.id
+WHERE pipeline = :pipeline AND sink = :sink AND source = :source AND "partition" = :partition AND "offset" >= :after
+"""
 
 Row = tuple[Any, ...]
 
@@ -111,16 +130,27 @@ class LetterQueries(ABC):
         found = self._fetch("SELECT max(id) FROM letters WHERE pipeline = :of", {"of": pipeline})
         return int(found[0][0] or 0) if found else 0
 
-    def queued(self, pipeline: str, after_sequence: int, limit: int) -> list[tuple[int, StoredLetter]]:
-        """Up to `limit` letters queued for replay beyond `after_sequence`, with their numbers, in order.
+    def queued(self, lane: Lane, after_sequence: int, limit: int) -> list[tuple[int, StoredLetter]]:
+        """Up to `limit` letters that are queued in `lane` beyond `after_sequence`, with their numbers, in order.
 
         One whose `damage` is set cannot be sent: report it and have it withdrawn before anything settles.
         """
-        queue = f"SELECT {COLUMNS} FROM letters WHERE pipeline = :of AND state = 'queued'"  # noqa: S608 - ours
-        query = f"{queue} AND sequence > :after ORDER BY sequence LIMIT :limit"
-        rows = self._fetch(query, {"of": pipeline, "after": after_sequence, "limit": limit})
-        loaded = [self._loaded(row) for row in rows]
-        return [(letter.sequence, letter) for letter in loaded if letter.sequence is not None]
+        values = {**lane._asdict(), "after": after_sequence, "limit": limit}
+        return [(row[0], self._loaded(row[1:])) for row in self._fetch(QUEUED, values)]
+
+    def successors(self, sink: str, letters: Iterable[int]) -> list[Claim]:
+        """What failed of these letters in later stages when they were on their way to `sink`, and it lacks."""
+        found = self._fetch(SUCCESSORS, {"ids": json.dumps(list(letters)), "sink": sink})
+        return [Claim(letter, sink) for (letter,) in found]
+
+    def untold(self, lane: Lane, partition: Partition, after_sequence: int) -> list[Claim]:
+        """What failed behind a stage that does not tell its rows apart, of letters of `lane` beyond a number.
+
+        partition: the one that stands for the lane; such a letter has it in its key, for its record is not known.
+        """
+        place = {"source": partition.source, "partition": partition.name}
+        found = self._fetch(UNTOLD, {**lane._asdict(), **place, "after": after_sequence})
+        return [Claim(letter, lane.sink) for (letter,) in found]
 
     def counters(self) -> Counters:
         """What became of the letters that are gone."""
@@ -151,33 +181,27 @@ class LetterQueries(ABC):
         return letter
 
     def _load_once(self, row: Row) -> StoredLetter:
-        if row[16] is None:
+        place = row[16:]
+        if place[0] is None:
             return _letter(row)
         try:
-            return _letter(row, payload=read_payload(self._directory, Place(*row[16:])))
+            return _letter(row, payload=read_payload(self._directory, Place(*place)))
         except DamagedFrame as error:
             return _letter(row, damage=str(error))
 
 
 def _letter(row: Row, *, payload: Payload = NOTHING, damage: str | None = None) -> StoredLetter:
-    letter_id, pipeline, source, partition, offset, stage, part = row[:7]
-    code, message, attempts, first_micros, last_micros, state, sequence, edited, sinks = row[7:16]
-    key = LetterKey(pipeline, Partition(source, partition), offset, stage, part)
+    letter_id, pipeline, source, partition, offset, stage, part, variant = row[:8]
+    came_from, code, message, attempts, first_micros, last_micros, edited, claims = row[8:16]
+    claims = json.loads(claims)
+    key = LetterKey(pipeline, Partition(source, partition), offset, stage, part, variant)
     return StoredLetter(
         id=letter_id,
-        letter=DeadLetter(
-            key,
-            code,
-            message,
-            attempts,
-            payload.raw,
-            payload.row,
-            None if sinks is None else frozenset(json.loads(sinks)),
-        ),
+        letter=DeadLetter(key, code, message, attempts, payload.raw, payload.row, frozenset(claims)),
         first_micros=first_micros,
         last_micros=last_micros,
-        state=state,
-        sequence=sequence,
+        claims=claims,
+        came_from=came_from,
         edited=bool(edited),
         damage=damage,
     )

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from conveyord.storage.dead_letters.faults import translated
-from conveyord.storage.dead_letters.index import INDEX_FILE, open_to_write, transaction
+from conveyord.storage.dead_letters.index import INDEX_FILE, open_to_write
 from conveyord.storage.dead_letters.segments import (
     DamagedFrame,
     Place,
@@ -17,6 +17,7 @@ from conveyord.storage.dead_letters.segments import (
     segment_path,
     segments_on_disk,
 )
+from conveyord.storage.sqlite_errors import transaction
 
 SEGMENT_BYTES_MAX = 16 * 1024 * 1024  # what compaction reads into memory and writes again at a time
 SEGMENT_BYTES_MIN = 64 * 1024

@@ -51,6 +51,11 @@ def frame_of(payload: Payload) -> bytes:
     return HEADER.pack(len(body), zlib.crc32(body)) + body
 
 
+def crc_of(frame: bytes) -> int:
+    """The checksum that a frame carries."""
+    return int(HEADER.unpack_from(frame)[1])
+
+
 def segment_path(directory: Path, segment: int) -> Path:
     """The file of one segment."""
     return directory / f"segment-{segment:08d}.bin"
@@ -129,7 +134,7 @@ class SegmentWriter:
                 self._begin(next_segment)
                 next_segment += 1
             assert self.active is not None
-            places.append(Place(self.active, self._position, len(frame), HEADER.unpack_from(frame)[1]))
+            places.append(Place(self.active, self._position, len(frame), crc_of(frame)))
             pending.append(frame)
             self._position += len(frame)
         self._flush(pending)

@@ -2,71 +2,65 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from conveyord.core.errors import ConfigError, Refused, StorageFull
-from conveyord.core.flow.dead_letters import DeadLetter
+from conveyord.core.flow.dead_letters import PARTS_PER_LETTER, DeadLetter, LetterKey
 from conveyord.core.units import format_bytes
+from conveyord.storage.dead_letters.claims import KEY, ROW, ClaimStore, count
 from conveyord.storage.dead_letters.index import exists
-from conveyord.storage.dead_letters.letters import EVERYTHING, Selection
-from conveyord.storage.dead_letters.queries import LetterQueries, condition
+from conveyord.storage.dead_letters.letters import Claim, Selection
+from conveyord.storage.dead_letters.queries import condition
 from conveyord.storage.dead_letters.room import Room
-from conveyord.storage.dead_letters.segments import Payload, frame_of
+from conveyord.storage.dead_letters.segments import DamagedFrame, Payload, Place, crc_of, frame_of, read_frame
 
 MESSAGE_CHARS_MAX = 4096  # a message may quote a whole value, which the payload holds anyway
-INDEX_BYTES_PER_LETTER = 640  # a row and its five index entries, with paths of a usual length
+INDEX_BYTES_PER_LETTER = 720  # a row, its four index entries and two claims, with paths of a usual length
 PUTS_PER_EXPIRY = 100  # looking for old letters costs one look into an index
 DEAD_SHARE_USUAL = 0.5  # compacting at half copies each byte about once more in its life
 DEAD_SHARE_PRESSED = 0.125  # when the budget is reached, or someone purged: disk space counts more than writing
 
-UPSERT = """
-INSERT INTO letters (id, pipeline, source, "partition", "offset", stage, part, code, message, attempts,
-    first_micros, last_micros, sinks, segment, position, length, crc)
-VALUES ((SELECT id FROM copied WHERE (pipeline, source, "partition", "offset", stage, part) = (?1, ?2, ?3, ?4, ?5, ?6)),
-    ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
-ON CONFLICT (pipeline, source, "partition", "offset", stage, part) DO UPDATE SET
-    code = excluded.code, message = excluded.message, attempts = attempts + excluded.attempts,
-    last_micros = excluded.last_micros, state = 'dead', sequence = NULL, edited = 0,
-    sinks = CASE WHEN state <> 'dead' OR sinks IS NULL THEN excluded.sinks WHEN excluded.sinks IS NULL THEN sinks ELSE
-        (SELECT json_group_array(value) FROM
-            (SELECT value FROM json_each(letters.sinks) UNION SELECT value FROM json_each(excluded.sinks))) END,
-    segment = excluded.segment, position = excluded.position, length = excluded.length, crc = excluded.crc
-"""
+NOT_QUEUED = "NOT EXISTS (SELECT 1 FROM claims WHERE letter = letters.id AND sequence IS NOT NULL)"
 
-# A key may come back for other sinks. Where an earlier stage of a record with several rows was mended, a later one
-# numbers its rows in another way, and the letter of one row would take the place of another's; and one that is queued
-# waits for its own sinks, of which some may not be in the pipeline at the moment.
-ASIDE = """
-UPDATE letters SET part = -id
-WHERE (pipeline, source, "partition", "offset", stage, part) = (?1, ?2, ?3, ?4, ?5, ?6)
-    AND (state = 'queued' OR state = 'dead' AND (length, crc) <> (?15, ?16))
-    AND sinks IS NOT NULL AND ?12 IS NOT NULL
-    AND NOT EXISTS (SELECT 1 FROM json_each(sinks) AS kept JOIN json_each(?12) AS come ON kept.value = come.value)
-"""
+OF_ROW = f"({ROW}) = (:pipeline, :source, :partition, :offset, :stage, :part)"
+OF_KEY = f"{OF_ROW} AND variant = :variant"
 
-SETTLE = """
-UPDATE letters SET state = 'replayed', sequence = NULL, last_micros = :at,
-    segment = NULL, position = NULL, length = NULL, crc = NULL
-WHERE pipeline = :of AND sequence <= :up_to AND state = 'queued'
-"""
-OTHERS = "(SELECT value FROM json_each(sinks) WHERE value NOT IN (SELECT value FROM json_each(:sinks)))"
-
-SETTLE_IN_PART = f"""
-UPDATE letters SET sinks = (SELECT json_group_array(value) FROM {OTHERS})
-WHERE pipeline = :of AND sequence <= :up_to AND state = 'queued'
-    AND EXISTS (SELECT 1 FROM json_each(sinks) WHERE value IN (SELECT value FROM json_each(:sinks)))
+# What fails now takes the place of what was there under its key, for the sinks it comes with. If that was another row,
+# and other sinks lack it still, it makes way: an earlier stage was mended meanwhile, and numbers rows in another way.
+# So it does if its record is being read again: whether what became of the row arrives is not known yet.
+# What was copied and read again gets its id back: the same row, or, if there is none, what had its key.
+ANOTHER = f"SELECT id FROM letters WHERE {OF_KEY} AND (length, crc) <> (:length, :crc)"  # noqa: S608 - ours
+SAME = f"SELECT segment, position FROM letters WHERE {OF_KEY} AND (length, crc) = (:length, :crc)"  # noqa: S608 - ours
+LEAVE = "DELETE FROM claims WHERE letter = ? AND sink = ? AND again IS NULL"
+MAKE_WAY = f"""
+UPDATE letters SET variant = min(0, (SELECT min(variant) FROM letters WHERE {OF_ROW})) - 1
+WHERE {OF_KEY} AND EXISTS (SELECT 1 FROM claims WHERE letter = letters.id)
 """  # noqa: S608 - ours
+FORMER_ID = f"""
+SELECT id FROM copied WHERE {OF_ROW} AND (variant = :variant OR (length, crc) = (:length, :crc))
+ORDER BY (length, crc) = (:length, :crc) DESC, variant = :variant DESC LIMIT 1
+"""  # noqa: S608 - ours
+UPSERT = f"""
+INSERT INTO letters (id, {KEY}, came_from, code, message, attempts, first_micros, last_micros,
+    segment, position, length, crc)
+VALUES (({FORMER_ID}), :pipeline, :source, :partition, :offset, :stage, :part, :variant,
+    :part / {PARTS_PER_LETTER}, :code, :message, :attempts, :at, :at, :segment, :position, :length, :crc)
+ON CONFLICT ({KEY}) DO UPDATE SET
+    code = excluded.code, message = excluded.message, attempts = attempts + excluded.attempts,
+    last_micros = excluded.last_micros, edited = 0,
+    segment = excluded.segment, position = excluded.position, length = excluded.length, crc = excluded.crc
+RETURNING id
+"""  # noqa: S608 - ours
+CLAIM = "INSERT OR REPLACE INTO claims (letter, sink) VALUES (?, ?)"
 
-KEY = 'pipeline, source, "partition", "offset", stage, part'
 
-
-class DeadLetterStore(LetterQueries):
+class DeadLetterStore(ClaimStore):
     """The dead letters of one data directory, whose lock the caller holds; a context manager.
 
     Blocking; any thread, one at a time. Nothing is created before the first letter. `budget_bytes` bounds
@@ -104,107 +98,37 @@ class DeadLetterStore(LetterQueries):
         """Keep `letters`; all of them are on disk when this returns, or none is promised.
 
         A key that is there already keeps its id and the time of its first failure; code, message and payload
-        are replaced, attempts added up and sinks united. Another row for other sinks stays, under another part. A
-        letter that was queued or replayed is dead again, for the sinks it now comes with: it failed again.
+        are replaced, attempts added up and sinks united, none of those it now comes with is queued any more: it
+        failed again. Another row that other sinks lack stays, as another variant, and so does one whose record is read
+        again. So do letters that come together under one key: they are different rows, and none of them is lost.
         Raises StorageFull, naming the budget, if they do not fit into it.
         """
         if not letters:
             return
-        frames = [frame_of(Payload(letter.raw, letter.row)) for letter in letters]
+        framed = [(letter, frame_of(Payload(letter.raw, letter.row))) for letter in _told_apart(letters)]
         room = self._room()
         self._puts += 1
         if self._puts % PUTS_PER_EXPIRY == 0:
             self.expire(at_micros)
-        self._make_room(sum(map(len, frames)) + INDEX_BYTES_PER_LETTER * len(frames), at_micros)
+        incoming = [len(frame) + INDEX_BYTES_PER_LETTER for _, frame in framed]
+        if room.used_bytes() + sum(incoming) > self._budget_bytes:  # what failed again may lie there already
+            there = [self._place_of(letter, frame) for letter, frame in framed]
+            incoming = [size for size, place in zip(incoming, there, strict=True) if place is None]
+        self._make_room(sum(incoming), at_micros)
         with room.writing() as sql:
-            rows = [
-                (
-                    *_key(letter),
-                    letter.code,
-                    _storable(letter.message),
-                    letter.attempts,
-                    at_micros,
-                    at_micros,
-                    _names(letter.sinks),
-                    *place,
-                )
-                for letter, place in zip(letters, room.append(frames), strict=True)
-            ]
-            sql.executemany(ASIDE, rows)
-            sql.executemany(UPSERT, rows)
+            claims: list[Claim] = []
+            there = [self._place_of(letter, frame) for letter, frame in framed]
+            fresh = iter(room.append([frame for (_, frame), place in zip(framed, there, strict=True) if place is None]))
+            for (letter, _), place in zip(framed, there, strict=True):
+                values = _values(letter, place or next(fresh), at_micros)
+                if another := sql.execute(ANOTHER, values).fetchone():
+                    sql.executemany(LEAVE, [Claim(another[0], sink) for sink in letter.sinks])
+                    sql.execute(MAKE_WAY, values)
+                (letter_id,) = sql.execute(UPSERT, values).fetchone()
+                claims += [Claim(letter_id, sink) for sink in letter.sinks]
+            sql.executemany(CLAIM, claims)
         with suppress(StorageFull):  # `letters` are safe; what the disk lacks is met when more is put
             room.compact(DEAD_SHARE_USUAL, segments_max=1, active=False)
-
-    # ---------------------------------------------------------------- replay
-
-    def queue_replay(self, pipeline: str, selection: Selection, *, above: int = 0) -> int:
-        """Give every letter of `pipeline` that is dead and selected the next sequence number, by id. Returns how many.
-
-        Sequence numbers of a pipeline start at 1, only grow and are never given again. above: a number that a
-        fence holds; those given are higher, even if this store was made anew since.
-        """
-        room = self._existing()
-        if room is None:
-            return 0
-        where, values = condition(selection)
-        with room.writing() as sql:
-            values["of"] = pipeline
-            query = f"SELECT id FROM letters WHERE pipeline = :of AND state = 'dead' AND {where}"  # noqa: S608 - ours
-            ids = sorted(letter_id for (letter_id,) in sql.execute(query, values))
-            row = sql.execute("SELECT last FROM sequences WHERE pipeline = ?", (pipeline,)).fetchone()
-            last = max(row[0] if row else 0, above)
-            sql.executemany(
-                "UPDATE letters SET state = 'queued', sequence = ? WHERE id = ?",
-                ((last + number, letter_id) for number, letter_id in enumerate(ids, start=1)),
-            )
-            sql.execute("INSERT OR REPLACE INTO sequences VALUES (?, ?)", (pipeline, last + len(ids)))
-        return len(ids)
-
-    def settle_replays(
-        self,
-        pipeline: str,
-        up_to_sequence: int,
-        at_micros: int,
-        selection: Selection = EVERYTHING,
-        *,
-        sinks: Iterable[str] = (),
-    ) -> int:
-        """What is selected and still queued up to `up_to_sequence` has arrived at `sinks`. Returns how many letters.
-
-        The payload of a letter for none but them is dropped. One that is for others as well stays queued for
-        those, under its number, by which they can tell whether they have it. Call it only when the fences of `sinks`
-        cover that number: a letter that failed again has left the queue by its `put`, and one that is withdrawn too.
-        """
-        room = self._existing()
-        if room is None:
-            return 0
-        where, values = condition(selection)
-        values |= {"at": at_micros, "of": pipeline, "up_to": up_to_sequence, "sinks": _names(sinks)}
-        with room.writing() as sql:
-            settled = sql.execute(f"{SETTLE} AND {where} AND NOT EXISTS {OTHERS}", values).rowcount
-            _count(sql, "replayed", settled)
-            less = sql.execute(f"{SETTLE_IN_PART} AND {where}", values).rowcount
-        return settled + less
-
-    def withdraw(self, ids: Sequence[int]) -> int:
-        """Take letters out of the queue that were never sent, such as damaged ones: they are dead again."""
-        room = self._existing()
-        if not ids or room is None:
-            return 0
-        where, values = condition(Selection(ids=tuple(ids)))
-        query = f"UPDATE letters SET state = 'dead', sequence = NULL WHERE state = 'queued' AND {where}"  # noqa: S608 - ours
-        with room.writing() as sql:
-            return sql.execute(query, values).rowcount
-
-    def restrict(self, sinks: Mapping[int, Iterable[str]]) -> None:
-        """Say which sinks letters are for from now on, by id: the others have what those stand for, or will get it."""
-        room = self._existing()
-        if not sinks or room is None:
-            return
-        with room.writing() as sql:
-            sql.executemany(
-                "UPDATE letters SET sinks = ? WHERE id = ?", [(_names(some), letter) for letter, some in sinks.items()]
-            )
 
     # ---------------------------------------------------------------- people
 
@@ -221,6 +145,19 @@ class DeadLetterStore(LetterQueries):
         if found.state != "dead":
             why = "was replayed" if found.state == "replayed" else "is queued for replay and may have arrived already"
             raise Refused(f"dead letter {letter_id} {why}; only one that is still dead can be edited")
+        if any(claim.letter == letter_id for claim in self.on_their_way(found.letter.key.pipeline)):
+            raise Refused(
+                f"dead letter {letter_id} is of a record that a run was reading again when it ended early, so it may "
+                "have arrived already; run the pipeline once more first"
+            )
+        before = self.get(found.came_from)
+        if before is not None and (lacking := before.claims.keys() & found.claims.keys()):
+            is_queued = any(before.claims[sink] is not None for sink in lacking)
+            purge = f"mend and replay that one first, or delete it with `conveyord dlq purge --id {before.id}`"
+            raise Refused(
+                f"dead letter {letter_id} is what became of dead letter {before.id}, which will be sent once more, so "
+                f"that an edit would be lost; {'finish that with `conveyord dlq replay` first' if is_queued else purge}"
+            )
         stage = found.letter.key.stage
         came_as_row = found.letter.row is not None or stage != found.letter.key.partition.source
         if raw is not None and came_as_row:
@@ -247,30 +184,6 @@ class DeadLetterStore(LetterQueries):
         room.shrink()
         return purged
 
-    def drop(self, pipeline: str, ids: Sequence[int], *, copied_to: int) -> int:
-        """Delete letters of `pipeline` whose records are read again. Returns how many.
-
-        copied_to: the highest id that was copied elsewhere. A letter up to there gets the same id again when its
-        key comes back, so that whoever copies by id makes no second copy. Other letters get ids above it, even if
-        this store was made anew since.
-        """
-        room = self._room() if copied_to else self._existing()
-        if room is None:
-            return 0
-        where, values = condition(Selection(pipeline=pipeline, ids=tuple(ids)))
-        values["copied_to"] = copied_to
-        with room.writing() as sql:
-            if not sql.execute(
-                "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'letters'", (copied_to,)
-            ).rowcount:
-                sql.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('letters', ?)", (copied_to,))
-            sql.execute("DELETE FROM copied WHERE pipeline = :pipeline AND id > :copied_to", values)
-            kept = f"SELECT id, {KEY} FROM letters WHERE id <= :copied_to AND {where}"  # noqa: S608 - ours
-            sql.execute(f"INSERT OR REPLACE INTO copied (id, {KEY}) {kept}", values)
-            dropped = sql.execute(f"DELETE FROM letters WHERE {where}", values).rowcount  # noqa: S608 - ours
-            _count(sql, "read_again", dropped)
-        return dropped
-
     def expire(self, at_micros: int) -> int:
         """Delete the letters whose newest failure is older than the retention. Returns how many.
 
@@ -280,7 +193,7 @@ class DeadLetterStore(LetterQueries):
         if room is None or self._retention_seconds is None:
             return 0
         before = {"before": at_micros - int(self._retention_seconds * 1_000_000)}
-        return self._delete(room, "expired", "last_micros < :before AND state <> 'queued'", before)
+        return self._delete(room, "expired", f"last_micros < :before AND {NOT_QUEUED}", before)
 
     def used_bytes(self) -> int:
         """What counts against the budget: segments as long as they are, and the used pages of the index."""
@@ -304,10 +217,20 @@ class DeadLetterStore(LetterQueries):
     def _delete(self, room: Room, counter: str, where: str, values: Mapping[str, object]) -> int:
         with room.writing() as sql:
             # A replayed letter was counted when it was settled.
-            sql.execute(f"DELETE FROM letters WHERE state = 'replayed' AND {where}", values)  # noqa: S608 - ours
+            sql.execute(f"DELETE FROM letters WHERE segment IS NULL AND {where}", values)  # noqa: S608 - ours
             deleted = sql.execute(f"DELETE FROM letters WHERE {where}", values).rowcount  # noqa: S608 - ours
-            _count(sql, counter, deleted)
+            count(sql, counter, deleted)
         return deleted
+
+    def _place_of(self, letter: DeadLetter, frame: bytes) -> Place | None:
+        """Where just this stands already, whole, as the content of the letter of that key."""
+        length, crc = len(frame), crc_of(frame)
+        at = {**_key(letter), "length": length, "crc": crc}
+        for segment, position in self._room().connection.execute(SAME, at).fetchall():
+            place = Place(segment, position, length, crc)
+            with suppress(DamagedFrame):
+                return place if read_frame(self._directory, place) == frame else None
+        return None
 
     def _make_room(self, incoming_bytes: int, at_micros: int | None) -> None:
         """Raise StorageFull unless so many bytes fit into the budget, once everything dispensable is gone."""
@@ -317,7 +240,7 @@ class DeadLetterStore(LetterQueries):
         if at_micros is not None:
             self.expire(at_micros)
         with room.writing() as sql:
-            sql.execute("DELETE FROM letters WHERE state = 'replayed'")
+            sql.execute("DELETE FROM letters WHERE segment IS NULL")
         room.compact(DEAD_SHARE_PRESSED, segments_max=None, active=True)
         used_bytes = room.used_bytes()
         if used_bytes + incoming_bytes > self._budget_bytes:
@@ -328,13 +251,42 @@ class DeadLetterStore(LetterQueries):
             )
 
 
-def _key(letter: DeadLetter) -> tuple[str, str, str, int, str, int]:
+def _told_apart(letters: Sequence[DeadLetter]) -> list[DeadLetter]:
+    """`letters`, each under a key of its own: where some share one, all but the first become variants of it."""
+    taken: set[LetterKey] = set()
+    apart = []
+    for letter in letters:
+        key = letter.key
+        while key in taken:
+            key = replace(key, variant=max(key.variant, 0) + 1)
+        taken.add(key)
+        apart.append(letter if key is letter.key else replace(letter, key=key))
+    return apart
+
+
+def _key(letter: DeadLetter) -> dict[str, object]:
     key = letter.key
-    return (key.pipeline, key.partition.source, key.partition.name, key.offset, key.stage, key.part)
+    return {
+        "pipeline": key.pipeline,
+        "source": key.partition.source,
+        "partition": key.partition.name,
+        "offset": key.offset,
+        "stage": key.stage,
+        "part": key.part,
+        "variant": key.variant,
+    }
 
 
-def _names(sinks: Iterable[str] | None) -> str | None:
-    return None if sinks is None else json.dumps(sorted(sinks))
+def _values(letter: DeadLetter, place: Place, at_micros: int) -> dict[str, object]:
+    """The parameters of the statements that put a letter."""
+    return {
+        **_key(letter),
+        "code": letter.code,
+        "message": _storable(letter.message),
+        "attempts": letter.attempts,
+        "at": at_micros,
+        **place._asdict(),
+    }
 
 
 def _storable(message: str) -> str:
@@ -342,11 +294,3 @@ def _storable(message: str) -> str:
     if len(message) > MESSAGE_CHARS_MAX:
         message = message[: MESSAGE_CHARS_MAX - 1] + "…"
     return message.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _count(sql: sqlite3.Connection, name: str, count: int) -> None:
-    if count:
-        sql.execute(
-            "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET count = count + excluded.count",
-            (name, count),
-        )

@@ -2,7 +2,9 @@
 
 Nothing that conveyord wrote about the rows is trusted for counting them: every live data file is
 opened and decoded, deletes applied. The fences say how many rows there should be, the provenance
-columns, where present, which ones.
+columns, where present, which ones. Each file's size and number of rows are held against the
+table's manifests. Counting reads one column; a deep audit reads every page of all of them and
+verifies its checksum, where it has one.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from conveyord.core.errors import Corrupt
 from conveyord.core.flow.positions import Partition
@@ -22,10 +25,14 @@ from conveyord.core.units import counted
 from conveyord.storage.lake.table import CREATED_BY_KEY
 
 if TYPE_CHECKING:
+    from pyiceberg.manifest import DataFile
     from pyiceberg.table import FileScanTask, Table
     from pyiceberg.table.snapshots import Snapshot
 
 PROVENANCE = ("_source", "_partition", "_offset")
+DAMAGE = (OSError, ValueError, pa.ArrowException)  # missing, cut short, or not Parquet any more
+DEEP_ROWS = 4_096  # decoded at a time: of tables with long texts, some megabytes
+DEEP_READ_BYTES = 256 * 1024  # read ahead in each column; else whole columns of a row group would be held
 FINDINGS_MAX = 20  # a broken table breaks in thousands of places; twenty are enough to see the pattern
 
 Basis = Literal["provenance", "fence", "none"]
@@ -98,6 +105,7 @@ class _Count:
     offsets: dict[Partition, list[pa.Array]] = field(default_factory=lambda: defaultdict(list))
     findings: list[str] = field(default_factory=list)
     unreadable: int = 0
+    checked: set[str] = field(default_factory=set)
 
     def find(self, sentence: str) -> None:
         if len(self.findings) < FINDINGS_MAX:
@@ -106,22 +114,22 @@ class _Count:
             self.findings.append("and more of the kind")
 
 
-def audit_table(table: Table, *, name: str) -> AuditReport:
-    """Read every data file of `table` and judge.
+def audit_table(table: Table, *, name: str, deep: bool = False) -> AuditReport:
+    """Read every data file of `table` and judge. deep: read all pages of all columns, and verify their checksums.
 
     Raises Corrupt if a fence, a manifest or an archive of positions cannot be read.
     """
     try:
-        return _audit(table, name)
+        return _audit(table, name, deep=deep)
     except FileNotFoundError as error:  # data files are met one by one, so this is metadata
         raise Corrupt(f"table {name}: {error}; restore the file from a backup of the warehouse") from error
 
 
-def _audit(table: Table, name: str) -> AuditReport:
+def _audit(table: Table, name: str, *, deep: bool) -> AuditReport:
     fences = _fences(table)
     placed = all(any(column.name == wanted for column in table.schema().columns) for wanted in PROVENANCE)
     others = _foreign(table)
-    count = _count(table, foreign={snapshot.snapshot_id for snapshot in others}, placed=placed)
+    count = _count(table, foreign={snapshot.snapshot_id for snapshot in others}, placed=placed, deep=deep)
     _check_rollback(table, fences, count)
     basis: Basis = "none" if not fences else "provenance" if placed else "fence"
     expected = sum(fence.rows for fence in fences.values())
@@ -145,7 +153,7 @@ def _audit(table: Table, name: str) -> AuditReport:
         duplicates=duplicates,
         gaps=gaps,
         dead_letters=sum(fence.tally.dead for fence in fences.values()),
-        fence={pipeline: _figures(fence) for pipeline, fence in fences.items()},
+        fence={pipeline: figures_of(fence) for pipeline, fence in fences.items()},
         basis=basis,
         ok=sound and not count.findings,
         findings=tuple(count.findings),
@@ -166,7 +174,8 @@ def _fences(table: Table) -> dict[str, Fence]:
     return fences
 
 
-def _figures(fence: Fence) -> dict[str, int]:
+def figures_of(fence: Fence) -> dict[str, int]:
+    """What a fence counts, as reports show it."""
     tally = fence.tally
     return {
         "batch": fence.n,
@@ -201,7 +210,7 @@ def _is_ours(snapshot: Snapshot) -> bool:
     return any(key.startswith("conveyord.") and key.endswith(".batch-seq") for key in keys)
 
 
-def _count(table: Table, *, foreign: set[int], placed: bool) -> _Count:
+def _count(table: Table, *, foreign: set[int], placed: bool, deep: bool) -> _Count:
     from pyiceberg.expressions import AlwaysTrue
     from pyiceberg.io.pyarrow import ArrowScan
     from pyiceberg.schema import Schema
@@ -222,8 +231,10 @@ def _count(table: Table, *, foreign: set[int], placed: bool) -> _Count:
         seen.add(path)
         unplaced = count.unplaced
         try:
+            for file in (task.file, *task.delete_files):
+                _check_file(table, file, count, counts=bool(task.delete_files), deep=deep)
             rows = _count_file(scan, task, count, placed=placed)
-        except (OSError, pa.ArrowInvalid) as error:  # missing, cut short, or not Parquet any more
+        except DAMAGE as error:
             count.unreadable += 1
             count.find(f"the file {path} cannot be read: {str(error).splitlines()[0]}")
             continue
@@ -236,6 +247,40 @@ def _count(table: Table, *, foreign: set[int], placed: bool) -> _Count:
                 f"the file {path} holds {counted(rows, 'row')}, the table's manifest says {task.file.record_count}"
             )
     return count
+
+
+def _check_file(table: Table, file: DataFile, count: _Count, *, counts: bool, deep: bool) -> None:
+    """Hold one file, of rows or of deletes, against what the table's manifest says of it. Raises DAMAGE.
+
+    counts: also the number of rows, which counting them cannot tell where some are deleted.
+    """
+    path = file.file_path
+    if path in count.checked:
+        return  # a file of deletes belongs to many of rows
+    count.checked.add(path)
+    stored = table.io.new_input(path)
+    if (size := len(stored)) != file.file_size_in_bytes:
+        count.find(
+            f"the file {path} has {counted(size, 'byte')}, the table's manifest says {file.file_size_in_bytes:,}; it "
+            "was replaced, changed or cut: restore it from a backup"
+        )
+    if file.file_format.upper() != "PARQUET" or not (counts or deep):
+        return
+    options = {"page_checksum_verification": True, "pre_buffer": False, "buffer_size": DEEP_READ_BYTES}
+    with stored.open() as stream, pq.ParquetFile(stream, **options) as opened:
+        if counts and opened.metadata.num_rows != file.record_count:
+            count.find(
+                f"the file {path} holds {counted(opened.metadata.num_rows, 'row')}, the table's manifest says "
+                f"{file.record_count}"
+            )
+        if deep:
+            # To read and decode a page is to verify it; one whose header lost its kind is passed over without an error.
+            read = sum(batch.num_rows for batch in opened.iter_batches(DEEP_ROWS, use_threads=False))
+            if read != opened.metadata.num_rows:
+                count.find(
+                    f"the file {path} gives {counted(read, 'row')}, its footer says {opened.metadata.num_rows:,}; it "
+                    "was damaged: restore it from a backup"
+                )
 
 
 def _count_file(scan: Any, task: FileScanTask, count: _Count, *, placed: bool) -> int:

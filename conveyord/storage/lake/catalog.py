@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
 
 from conveyord.core.errors import ConfigError, Corrupt, Refused, StorageFull
 from conveyord.storage.lake.outcomes import FULL_MESSAGES
@@ -148,6 +151,14 @@ def open_catalog(name: str, properties: Mapping[str, str]) -> Catalog:
         raise ConfigError(f"catalog {name}: {error}; see pyiceberg's documentation of catalog properties") from error
 
 
+def digest_of(properties: Mapping[str, str]) -> str:
+    """What tells two configured catalogs apart: where they are, whatever credentials and limits they are given."""
+    where = urlsplit(properties.get("uri", ""))
+    uri = where._replace(netloc=where.netloc.rpartition("@")[2], query="").geturl()
+    text = json.dumps([properties.get("type"), uri, properties.get("warehouse")])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def _io_defaults(name: str, properties: Mapping[str, str]) -> dict[str, str]:
     """What `properties` leave open about files, so that every reader and writer takes them the same way.
 
@@ -164,6 +175,13 @@ def _io_defaults(name: str, properties: Mapping[str, str]) -> dict[str, str]:
                 " pip install 'conveyord[s3]'"
             )
         defaults["py-io-impl"] = FSSPEC_FILE_IO
+    if host := properties.get("gcs.service.host"):
+        defaults["gcs.service.path"] = host  # what DataFusion calls it
+    if "gcs.oauth2.token" in properties and "gcs.oauth2.token-expires-at" not in properties:
+        raise ConfigError(
+            f"catalog {name}: gcs.oauth2.token takes gcs.oauth2.token-expires-at with it, in milliseconds since 1970;"
+            " leave both out to use the machine's own Google credentials"
+        )
     return defaults
 
 

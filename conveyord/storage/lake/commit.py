@@ -73,6 +73,8 @@ class TableCommitter:
         self._handle: View | None = None
         self._maintenance = Maintenance(self._table, ledger, deadline_seconds=deadline_seconds)
         self._answered = False  # whether the present batch landed with an answer, or was found in the table
+        self.took_over = False
+        """Whether `open` took the fence of a former name over."""
         self._swept = False  # leftovers of earlier runs may be deleted once a batch of this one has landed
 
     @property
@@ -225,6 +227,7 @@ class TableCommitter:
         theirs = self._table.seen_as(view, former)
         if contradiction := rolled_back(theirs):
             raise Refused(f"table {self._identifier}: {contradiction}. {committer.ROLLBACK_REMEDY}.")
+        self.took_over = True
         outcome = self._table.append(view, FileBatch((), fence, removed_keys=(fence_key(former),)))
         return outcome if isinstance(outcome, Failed) else None
 

@@ -127,7 +127,7 @@ def rewrite(
     commit them under the new partitioning with the old values, and look-ups would miss their rows.
     What the rows held in columns that the table has no more goes with those, as if they had been committed before.
     The old files stay; deleting them is the caller's. If it fails, no new file is left behind.
-    Raises Refused if the table now requires a column that a row lacks.
+    Raises Refused if the table now requires a column that a row lacks, BatchError if a value has no partition now.
     """
     writer = DataFileWriter(table, options, on_open)
     try:

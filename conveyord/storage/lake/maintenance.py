@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from conveyord.core.planning.committer import Failed
@@ -22,6 +23,9 @@ from conveyord.storage.lake.outcomes import failure, within
 from conveyord.storage.lake.table import ARCHIVE_PREFIX, CREATED_BY_KEY, DEADLINE_SECONDS, LakeTable
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
+    from pyiceberg.io import FileIO
     from pyiceberg.manifest import ManifestFile
     from pyiceberg.table import Table
     from pyiceberg.table.snapshots import Snapshot
@@ -66,8 +70,9 @@ class Maintenance:
         if CREATED_BY_KEY in table.properties:
             self._expire(table, landed)
             table = self._load()
-            self._delete_old_metadata(table)
         self._sweep(table, landed)
+        if CREATED_BY_KEY in table.properties:
+            self._delete_old_metadata(table)  # last: in an object store the right to list may be missing
 
     def _load(self) -> Table:
         return self._table.catalog.load_table(self._table.identifier)
@@ -139,25 +144,30 @@ class Maintenance:
     def _delete_old_metadata(self, table: Table) -> None:
         """Delete metadata files that left the log, and those of commits that were refused.
 
-        Only where they can be listed, below a local warehouse. Files newer than the current one are left
-        alone: a staged file of version v becomes current on top of version v - 1 or never.
+        Files newer than the current one are left alone: a staged file of version v becomes current on top of
+        version v - 1 or never. A catalog service writes and deletes metadata files itself.
         """
         from pyiceberg.catalog import MetastoreCatalog
 
-        from conveyord.storage.lake.fileio import local_path
+        from conveyord.storage.lake.fileio import names_in
 
-        directory = local_path(table.location_provider().new_metadata_location(""))
-        if directory is None or not isinstance(self._table.catalog, MetastoreCatalog):
+        if not isinstance(self._table.catalog, MetastoreCatalog):
             return
         log = [entry.metadata_file for entry in table.metadata.metadata_log]
         kept = {location.rsplit("/", 1)[-1] for location in (table.metadata_location, *log)}
         current = METADATA_NAME.fullmatch(table.metadata_location.rsplit("/", 1)[-1])
         if current is None:
             return  # a name that is not pyiceberg's: whoever gave it may have other rules
-        for path in directory.iterdir():
-            match = METADATA_NAME.fullmatch(path.name)
-            if match and int(match[1]) <= int(current[1]) and path.name not in kept:
-                path.unlink(missing_ok=True)
+        directory = table.location_provider().new_metadata_location("")
+        names = [name for name in names_in(table.io, directory) if METADATA_NAME.fullmatch(name) and name not in kept]
+        owners = {name: _table_of(table.io, directory + name) for name in names}
+        ours: set[UUID | None] = {table.metadata.table_uuid}
+        if {*owners.values()} <= {*ours, None}:
+            ours.add(None)  # nobody else has metadata here, so what is half written is ours as well
+        for name in names:
+            if owners[name] in ours and int(name.split("-")[0]) <= int(current[1]):
+                with suppress(FileNotFoundError):
+                    table.io.delete(directory + name)
 
     def _manifests_of(self, table: Table, snapshot: Snapshot) -> tuple[ManifestFile, ...]:
         """Manifests of a snapshot, remembered because lists are immutable and asked for again and again."""
@@ -197,3 +207,16 @@ def _files_of(table: Table, manifests: Iterable[ManifestFile], *, live_only: boo
 def _is_metadata(path: str) -> bool:
     name = path.rsplit("/", 1)[-1]
     return name.endswith(".avro") or name.startswith(ARCHIVE_PREFIX)
+
+
+def _table_of(io: FileIO, location: str) -> UUID | None:
+    """The table that a metadata file is of; None if it is half written.
+
+    Another catalog may have given another table the same place, and so does this one after a table was renamed.
+    """
+    from pyiceberg.exceptions import ValidationError
+    from pyiceberg.serializers import FromInputFile
+
+    with suppress(FileNotFoundError, UnicodeDecodeError, ValidationError):
+        return FromInputFile.table_metadata(io.new_input(location)).table_uuid
+    return None

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from conveyord.core.errors import BatchError, ConfigError
+from conveyord.storage.calendar import YEARS, is_moment, numbers_of, outside, year_of
 
 if TYPE_CHECKING:
     from pyiceberg.partitioning import PartitionField, PartitionSpec
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 TRANSFORMS = ("identity", "year", "month", "day", "hour", "bucket", "truncate")
 _CALL = re.compile(r"\s*(?P<transform>\w+)\s*\(\s*(?P<arguments>.*?)\s*\)\s*\Z", re.DOTALL)
+_TIMED = frozenset({"identity", "year", "month", "day", "hour"})
 _SIZED = re.compile(r"(?P<size>-?\d+)\s*,\s*(?P<column>.+)\Z", re.DOTALL)
 SIZE_MAX = 2**31 - 1  # Iceberg stores bucket counts and widths in 32 bits
 
@@ -123,6 +125,59 @@ def _transform(word: str, size: int) -> Transform[Any, Any]:
     return parse_transform(f"{word}[{size}]" if size else word)
 
 
+# ------------------------------------------------------------------------------ checking
+
+
+def timed_columns(expressions: Sequence[str]) -> list[str]:
+    """The columns, by dotted name, whose dates and times, if they hold such, are told by partitions' values."""
+    calls = [(_CALL.match(expression), expression) for expression in expressions]
+    return [
+        expression if call is None else call["arguments"]
+        for call, expression in calls
+        if call is None or call["transform"].lower() in _TIMED
+    ]
+
+
+def timed_sources(table: Table) -> list[str]:
+    """`timed_columns` of a table, whatever it was once declared with."""
+    schema = table.schema()
+    fields = [field for field in table.spec().fields if str(field.transform) in _TIMED]
+    return [str(schema.find_column_name(field.source_id)) for field in fields]
+
+
+def check_times(rows: pa.RecordBatch, columns: Sequence[str]) -> None:
+    """Raises BatchError if `rows` hold, in one of `columns`, a date or time whose year no partition can tell.
+
+    Beyond these years pyiceberg-core gives null for a year or a month and wraps hours around, and Python, in which
+    pyiceberg plans, has no dates.
+    """
+    for name in columns:
+        for array in _values_at(rows, name):
+            _check_times(array, name)
+
+
+def _values_at(rows: pa.RecordBatch, name: str) -> Iterator[pa.Array]:
+    """The column of that name, which may be a dotted one within structs; none if it is not there."""
+    if name in rows.schema.names:
+        yield rows.column(name)
+        return
+    for top, array in zip(rows.schema.names, rows.columns, strict=True):
+        if name.startswith(f"{top}.") and pa.types.is_struct(array.type):
+            inner = pa.RecordBatch.from_arrays(array.flatten(), names=[field.name for field in array.type])
+            yield from _values_at(inner, name.removeprefix(f"{top}."))
+
+
+def _check_times(array: pa.Array, name: str) -> None:
+    far = outside(array) if is_moment(array.type) else None
+    if far is not None:
+        value = array.filter(far)[:1]
+        number = numbers_of(value)[0].as_py()
+        raise BatchError(
+            f"partition_by: {name!r} has a {value.type} in the year {year_of(number, value.type)}, and partitions can "
+            f"tell {YEARS} only; mend or filter such rows before, or partition by bucket"
+        )
+
+
 # ------------------------------------------------------------------------------ splitting
 
 
@@ -140,6 +195,7 @@ class Partitioner:
         a value of its own. Values are as manifests hold them: dates in days, timestamps in microseconds.
         If all rows belong together the batch itself is yielded; otherwise each part owns its memory, so
         that holding on to a small part does not keep the whole batch alive.
+        Raises BatchError for what `check_times` refuses, and a decimal that truncates to too many digits.
         """
         from pyiceberg.typedef import Record
 
@@ -187,12 +243,15 @@ class _PartitionColumn:
         source_type = schema.find_type(field.source_id)
         self._name = schema.find_column_name(field.source_id)
         self._path = source_path(schema, field.source_id)
+        self._is_timed = str(field.transform) in _TIMED
         self._apply: Callable[[pa.Array], pa.Array] = field.transform.pyarrow_transform(source_type)
 
     def values(self, batch: pa.RecordBatch) -> pa.Array:
         column = batch.column(self._path[0])
         for position in self._path[1:]:
             column = pc.struct_field(column, [position])  # null where the struct around it is null
+        if self._is_timed:
+            _check_times(column, str(self._name))
         applied = self._apply(column)
         if pa.types.is_decimal(applied.type):
             self._check_digits(applied)

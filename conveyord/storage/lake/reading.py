@@ -12,12 +12,14 @@ from conveyord.core.planning.committer import Outcome
 from conveyord.core.units import format_bytes
 from conveyord.storage.lake.catalog import EMBEDDED, displaced, open_catalog, open_embedded_read_only
 from conveyord.storage.lake.outcomes import failure, within
+from conveyord.storage.lake.store_errors import store_errors
 from conveyord.storage.lake.table import DEADLINE_SECONDS
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
     from pyiceberg.catalog import Catalog
     from pyiceberg.table import Table
+    from pyiceberg.types import IcebergType
 
 T = TypeVar("T")
 
@@ -41,10 +43,14 @@ class LakeReader:
         Raises Retryable if the catalog does not answer, Refused if it will not or if the data directory
         was moved.
         """
+        if not all(part.strip() for part in identifier):
+            return None  # pyiceberg takes such a name for a fault of its caller
 
         def load() -> Table:
+            properties = self._catalog.properties
             try:
-                return self._catalog.load_table(identifier)
+                with store_errors(f"table {'.'.join(identifier)}", properties.get("warehouse", ""), properties):
+                    return self._catalog.load_table(identifier)
             except FileNotFoundError as error:
                 raise displaced(self._catalog, identifier) or error from error
 
@@ -89,8 +95,39 @@ class LakeReader:
         return sorted(".".join(identifier) for identifier in identifiers or ())
 
 
-def loaded(table: Table) -> Dataset:
-    """All rows of `table`, in memory: for queries of columns that iceberg-rust does not give.
+def only_pyiceberg_reads(table: Table) -> list[str]:
+    """Columns that iceberg-rust cannot read from every data file of `table`, as far as the metadata tells.
+
+    Those are `RESERVED`, and any whose nested fields are not the same in all schemas that the table has had: a
+    file written under another schema lacks some of them.
+    """
+    shapes: dict[int, set[frozenset[int]]] = {}
+    for schema in table.schemas().values():
+        for field in schema.fields:
+            shapes.setdefault(field.field_id, set()).add(frozenset(_ids_within(field.field_type)))
+    columns = table.schema().fields
+    return [field.name for field in columns if field.name == RESERVED or len(shapes[field.field_id]) > 1]
+
+
+def _ids_within(kind: IcebergType) -> Iterator[int]:
+    from pyiceberg.types import ListType, MapType, StructType
+
+    match kind:
+        case StructType():
+            fields = list(kind.fields)
+        case ListType():
+            fields = [kind.element_field]
+        case MapType():
+            fields = [kind.key_field, kind.value_field]
+        case _:
+            fields = []
+    for field in fields:
+        yield field.field_id
+        yield from _ids_within(field.field_type)
+
+
+def loaded(table: Table, columns: list[str]) -> Dataset:
+    """All rows of `table`, in memory: for queries of `columns`, which iceberg-rust does not give.
 
     Raises ConfigError if the table is larger than that is good for.
     """
@@ -100,7 +137,7 @@ def loaded(table: Table) -> Dataset:
     size_bytes = sum(task.file.file_size_in_bytes for task in scan.plan_files())
     if size_bytes > LOADED_BYTES_MAX:
         raise ConfigError(
-            f"table {'.'.join(table.name())}: reading {RESERVED} takes the whole table into memory, and its "
+            f"table {'.'.join(table.name())}: reading {', '.join(columns)} takes the whole table into memory, and its "
             f"{format_bytes(size_bytes)} are more than {format_bytes(LOADED_BYTES_MAX)}; name other columns, not *"
         )
     return pyarrow.dataset.dataset(scan.to_arrow())

@@ -8,7 +8,7 @@ with the fence, then the caller may acknowledge.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, TypeVar
@@ -112,6 +112,18 @@ class TableWriter:
         self._use(self._ask(lambda: self._catalog.load_table(self._options.identifier)))
         return fence.positions
 
+    @property
+    def took_over(self) -> bool:
+        """Whether `open` took the fence of `TableOptions.adopt_from` over."""
+        return self._committer.took_over
+
+    def check(self, rows: pa.RecordBatch) -> None:
+        """Raises BatchError if a value in `rows`, which may have columns that the table lacks, has no partition."""
+        from conveyord.storage.lake.partitioning import check_times, timed_columns, timed_sources
+
+        columns = timed_columns(self._options.partition_by) if self._table is None else timed_sources(self._table)
+        check_times(rows, columns)
+
     def shape(self, schema: pa.Schema) -> None:
         """Make the table take columns of `schema`: create it, or add what it lacks. Sets `self.schema`.
 
@@ -147,13 +159,24 @@ class TableWriter:
         from conveyord.storage.lake.outcomes import within
         from conveyord.storage.lake.table import DEADLINE_SECONDS
 
-        with catalog_errors(f"table {self._options.identifier}"):
+        with catalog_errors(f"table {self._options.identifier}"), self._store_errors():
             return within(DEADLINE_SECONDS, work)
 
+    def _store_errors(self) -> AbstractContextManager[None]:
+        from conveyord.storage.lake.store_errors import store_errors
+
+        properties = self._catalog.properties
+        location = self._table.location() if self._table is not None else properties.get("warehouse", "")
+        return store_errors(f"table {self._options.identifier}", location, properties)
+
     def write(self, batch: pa.RecordBatch) -> None:
-        """Write rows, with exactly `self.schema`, to data files that nothing names yet."""
+        """Write rows, with exactly `self.schema`, to data files that nothing names yet.
+
+        Raises Refused or Retryable as the object store does, where one holds the files.
+        """
         assert self._files is not None, "a table is shaped before it is written"
-        self._files.write(batch)
+        with self._store_errors():
+            self._files.write(batch)
 
     @property
     def bytes_staged(self) -> int:
@@ -218,9 +241,10 @@ class TableWriter:
         self._files = DataFileWriter(table, options, self._ledger.intend)
 
     def _stage(self) -> None:
-        if self._files is not None and (finished := self._files.finish()):
-            self._staged += finished
-            self._staged_under.add(self._files.schema_id)
+        with self._store_errors():
+            if self._files is not None and (finished := self._files.finish()):
+                self._staged += finished
+                self._staged_under.add(self._files.schema_id)
 
     def _fits(self, table: Table) -> bool:
         """Whether all staged files may be committed to `table` as they are."""
@@ -242,6 +266,7 @@ class TableWriter:
 
         options = WriterOptions(target_file_bytes=self._options.target_file_bytes)
         outdated = [file.file_path for file in self._staged]
-        self._staged = rewrite(self._staged, table, options, self._ledger.intend)
+        with self._store_errors():
+            self._staged = rewrite(self._staged, table, options, self._ledger.intend)
         self._staged_under = {table.schema().schema_id}
         self._ledger.abandon(outdated, batch=self._committer.fence.n + 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
+import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from conveyord.storage.lookup.reading import Gathering, Loaded, ReferenceReader,
 BATCH_ROWS = 10_000  # fetched at a time
 LOCK_WAIT_SECONDS = 5.0  # a writer holds its lock for milliseconds; a batch of rows waits meanwhile
 STEPS_PER_CHECK = 100_000  # of SQLite's machine between two looks whether the run was cancelled: milliseconds
+QUERY_SECONDS_MAX = 600.0  # one that never ends would hold its pipeline forever; what fits in memory takes a minute
 
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, 33}  # 33: SQLITE_RECURSIVE
 
@@ -28,10 +31,13 @@ class SqliteReader(ReferenceReader):
     Values become long, double, text or binary, as all of a column are; booleans and times are what they are stored as.
     """
 
-    def __init__(self, path: str, *, table: str | None, query: str | None) -> None:
+    def __init__(
+        self, path: str, *, table: str | None, query: str | None, query_seconds_max: float = QUERY_SECONDS_MAX
+    ) -> None:
         self.name = f"reference {path}" + ("" if table is None else f" (table {table})")
         self._path = Path(path)
         self._query = f"SELECT * FROM {_quoted(table)}" if table is not None else query  # noqa: S608 - quoted
+        self._seconds_max = query_seconds_max if table is None else math.inf
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._opened = 0
@@ -42,15 +48,24 @@ class SqliteReader(ReferenceReader):
             return self._mark()
 
     def read(self, wanted: Wanted, checkpoint: Callable[[], None]) -> Loaded:
-        """See `ReferenceReader.read`. All rows are of one state of the database."""
+        """See `ReferenceReader.read`. All rows are of one state of the database.
+
+        Raises ConfigError also for a query that takes longer than its limit.
+        """
         with self._errors():
             self._mark()  # opens
             assert self._connection is not None
             stopped: list[BaseException] = []
+            end = time.monotonic() + self._seconds_max
 
             def look() -> int:
                 try:
                     checkpoint()
+                    if time.monotonic() >= end:
+                        raise ConfigError(
+                            f"{self.name}: the query takes longer than {self._seconds_max:g} s; make it smaller, or "
+                            "store its result as a table and name that as reference.table"
+                        )
                 except BaseException as error:  # noqa: BLE001 - raised below; SQLite would swallow it
                     stopped.append(error)
                 return len(stopped)

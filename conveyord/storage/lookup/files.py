@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,8 +79,9 @@ class FileReader(ReferenceReader):
             f"{self.name} changed while it was read; replace it by renaming a finished file, not by writing into it"
         )
 
+    @abstractmethod
     def _table(self, wanted: Wanted, checkpoint: Callable[[], None]) -> pa.Table:
-        raise NotImplementedError
+        """What is wanted of the file as it stands."""
 
 
 class ParquetReader(FileReader):

@@ -16,7 +16,8 @@ directory once, wherever the process or the power went.
 What a reader may see while a commit is published: some files of it and not yet the others. Each file is whole, and
 none is ever replaced or withdrawn. A reader that wants whole commits takes the files that manifests name.
 
-Positions are also in the footer of every file (key `conveyord`), so that a copy without manifests can be examined.
+Positions are also in the footer of every file (key `conveyord`), so that a copy without manifests can be examined. So
+are where the file belongs and a digest of it, by which `directory_audit.py` knows copies and what was changed.
 Files that others put there are left alone, and files of ours that were deleted are not missed.
 """
 
@@ -36,9 +37,10 @@ from conveyord.core.errors import ConfigError, Corrupt, Refused
 from conveyord.core.flow.positions import Partition, Positions, Span
 from conveyord.core.flow.tally import Tally
 from conveyord.core.planning.fence import Fence
-from conveyord.storage.commit_log import STATE_DIRECTORY, CommitLog, Manifest, file_stem, state_directory
+from conveyord.storage.commit_log import STATE_DIRECTORY, CommitLog, Manifest, file_stem, former_names, state_directory
 from conveyord.storage.disk import sync_directory
 from conveyord.storage.parquet_dir.hive import HivePartitioning
+from conveyord.storage.parquet_dir.sealing import SEAL_KEY, UNSEALED
 from conveyord.storage.parquet_dir.staging import STAGED_DIRECTORY, StagedFile, StagingWriter, clear, publish
 from conveyord.storage.rolling import RollingOptions
 
@@ -66,6 +68,7 @@ class ParquetDirectory:
         self._log = CommitLog(state_directory(options.root, options.pipeline), sink=SINK)
         self._staging = self._log.directory / STAGED_DIRECTORY
         self._fence = Fence(0)
+        self._formers: tuple[str, ...] = ()
         self._writer: StagingWriter | None = None
         self._staged: list[StagedFile] = []
         self._moved: dict[Partition, Span] = {}
@@ -86,11 +89,17 @@ class ParquetDirectory:
         if root.exists() and not root.is_dir():
             raise ConfigError(f"path {str(root)!r} is a file; name a directory, which may be new")
         newest = self._log.open(former=None if former is None else state_directory(root, former)) or Manifest()
-        publish(self._staging, root, _files_of(newest, self._log.directory))
+        publish(self._staging, root, files_of(newest, self._log.directory))
         clear(self._staging)
         self._fence = newest.fence
+        self._formers = former_names(newest, self._options.pipeline)
         self._use(_union([_schema_of(newest), *self._schemas_of_others()]))
         return newest.fence.positions
+
+    @property
+    def took_over(self) -> bool:
+        """Whether `open` took over what the pipeline committed under its former name."""
+        return self._log.took_over
 
     def shape(self, schema: pa.Schema) -> None:
         """Let files that begin from now on have columns as `schema`. Raises ConfigError for what cannot be."""
@@ -167,15 +176,16 @@ class ParquetDirectory:
         self._count += 1
         return f"{file_stem(self._options.pipeline)}-{self._fence.n + 1:08d}-{self._count:05d}"
 
-    def _footer(self, name: str) -> dict[str, str]:
+    def _footer(self, path: str) -> dict[str, str]:
         moved = list(self._moved.values())
         named = moved[-FOOTER_PARTITIONS_MAX:]
         said = {
             "pipeline": self._options.pipeline,
             "commit": self._fence.n + 1,
-            "file": name,
+            "path": path,
             "positions": [[*span.partition, span.first, span.end, span.mark] for span in named],
             "partitions": len(moved),
+            SEAL_KEY: UNSEALED,
         }
         return {FOOTER_KEY: json.dumps(said, separators=(",", ":"))}
 
@@ -183,6 +193,7 @@ class ParquetDirectory:
         schema = None if self.schema is None else base64.b64encode(self.schema.serialize()).decode("ascii")
         return {
             "pipeline": self._options.pipeline,
+            "formers": list(self._formers),
             "partition_by": list(self._options.partition_by),
             "files": [asdict(file) for file in files],
             "schema": schema,
@@ -208,7 +219,8 @@ class ParquetDirectory:
         return found
 
 
-def _files_of(manifest: Manifest, where: Path) -> list[StagedFile]:
+def files_of(manifest: Manifest, where: Path) -> list[StagedFile]:
+    """The files of a commit, whose manifest lies in `where`. Raises Corrupt if it does not say them."""
     try:
         return [StagedFile(**file) for file in manifest.notes.get("files", [])]
     except TypeError as error:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 NULL = "__HIVE_DEFAULT_PARTITION__"
 NAME_BYTES_MAX = 255  # of one name, in every file system of note
 # What Hive escapes; all else, other alphabets included, stands as it is, because not every reader knows UTF-8 here.
+_TRUNCATED = re.compile(r"\s*truncate\s*\(\s*(?P<size>\d+)\s*,", re.IGNORECASE)
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\"#%'*/:=?\\{}\[\]^]")
 
 
@@ -111,7 +112,17 @@ def _escaped(text: str) -> str:
 
 def check_values(rows: pa.RecordBatch, expressions: Sequence[str]) -> None:
     """Raises BatchError if `rows` hold a value that no directory can be named after."""
-    for name in expressions:
+    from conveyord.storage.lake.partitioning import check_times, timed_columns
+
+    check_times(rows, timed_columns(expressions))
+    for expression in expressions:
+        truncated = _TRUNCATED.match(expression)
+        if truncated is not None and expression not in rows.schema.names:
+            # A character takes four bytes at most, escaped or not; so does one of base64 that stands for bytes.
+            if 4 * int(truncated["size"]) + 3 * len(expression.encode()) > NAME_BYTES_MAX:
+                _check_truncated(rows, expression)
+            continue
+        name = expression
         if name not in rows.schema.names or not pa.types.is_string(rows.schema.field(name).type):
             continue
         column = rows.column(name)
@@ -129,3 +140,17 @@ def check_values(rows: pa.RecordBatch, expressions: Sequence[str]) -> None:
                     f"partition_by: {name!r} has a value of {counted(len(value), 'character')} ({value[:20]!r}...), "
                     f"too long for a directory's name ({NAME_BYTES_MAX} bytes at most); use truncate(n, {name})"
                 )
+
+
+def _check_truncated(rows: pa.RecordBatch, expression: str) -> None:
+    """Raises BatchError if the beginning of a value, which a directory is named after, is too long a name still."""
+    partitioning = HivePartitioning(rows.schema, [expression])
+    for values, part in partitioning.split(rows):
+        name = partitioning.path_of(values)
+        length = len(name.encode())
+        if length > NAME_BYTES_MAX:
+            raise BatchError(
+                f"partition_by: {expression!r} makes the name {name[:40]!r}... of {counted(length, 'byte')} "
+                f"of a value in {counted(part.num_rows, 'row')}, too long for a directory ({NAME_BYTES_MAX} bytes at "
+                "most); use a smaller n"
+            )

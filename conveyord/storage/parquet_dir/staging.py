@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 
 from conveyord.storage.disk import sync_directory
 from conveyord.storage.parquet_dir.hive import HivePartitioning
+from conveyord.storage.parquet_dir.sealing import SealedFile
 from conveyord.storage.rolling import Key, RollingOptions, RollingWriter
 
 STAGED_DIRECTORY = "staged"
@@ -32,19 +32,6 @@ class StagedFile:
     bytes: int
 
 
-class _SyncedFile(io.BufferedWriter):
-    """A new file that is on disk when it is closed. Its directory is not."""
-
-    def close(self) -> None:
-        if self.closed:
-            return
-        try:
-            self.flush()
-            os.fsync(self.fileno())
-        finally:
-            super().close()
-
-
 class StagingWriter(RollingWriter):
     """Blocking. Writes batches of one schema to files in a staging directory, which must exist."""
 
@@ -58,7 +45,9 @@ class StagingWriter(RollingWriter):
         next_name: Callable[[], str],
         footer: Callable[[str], Mapping[str, str]],
     ) -> None:
-        """next_name: of each new file, without a suffix. footer: what the file of a name says of itself."""
+        """next_name: of each new file, without a suffix. footer: what the file says of itself that belongs at a path,
+        with UNSEALED in the place of its seal.
+        """
         stored = schema if partitioning is None else pa.schema([schema.field(name) for name in partitioning.kept])
         super().__init__(stored.remove_metadata(), options)
         self._staging = staging
@@ -88,19 +77,22 @@ class StagingWriter(RollingWriter):
         path = str(self._staging / f"{self._next_name()}{SUFFIX}")
         self._note(path)
         raw = io.FileIO(path, "xb")
-        return path, _SyncedFile(raw, BUFFER_BYTES)
+        return path, SealedFile(raw, BUFFER_BYTES)
 
-    def _footer(self, path: str) -> Mapping[str, str]:
-        return self._footer_of(Path(path).stem)
+    def _footer(self, key: Key, path: str, stream: SealedFile) -> Mapping[str, str]:
+        stream.seal()
+        return self._footer_of(self._final(key, path))
 
     def _finished(self, key: Key, path: str, *, size_bytes: int, metadata: pq.FileMetaData) -> None:
-        staged = Path(path)
-        folder = "" if self._partitioning is None else f"{self._partitioning.path_of(key)}/"
-        final = f"{folder}{staged.stem}.parquet"
-        self._files[path] = StagedFile(staged.name, final, metadata.num_rows, size_bytes)
+        self._files[path] = StagedFile(Path(path).name, self._final(key, path), metadata.num_rows, size_bytes)
 
     def _delete(self, path: str) -> None:
         Path(path).unlink()
+
+    def _final(self, key: Key, path: str) -> str:
+        """Where a staged file belongs, below the directory that readers see."""
+        folder = "" if self._partitioning is None else f"{self._partitioning.path_of(key)}/"
+        return f"{folder}{Path(path).stem}.parquet"
 
 
 def publish(staging: Path, root: Path, files: Iterable[StagedFile]) -> None:

@@ -15,7 +15,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from conveyord.storage.disk import sync_directory, write_all
+from conveyord.storage.disk import write_all, write_file
 
 LEDGER_FILE = "ledger"
 SLOT_BYTES = 4096  # a page and a sector each, so that one torn write cannot reach both
@@ -65,18 +65,10 @@ class Ledger:
 
 
 def _create(path: Path, slot: _Slot) -> None:
-    partial = path.with_suffix(".new")
     content = bytearray(2 * SLOT_BYTES)
     start = (slot.sequence % 2) * SLOT_BYTES
     content[start : start + _FIELDS.size + _CHECKSUM.size] = slot.encoded()
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        write_all(descriptor, [bytes(content)], 0)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    partial.rename(path)
-    sync_directory(path.parent)
+    write_file(path, bytes(content))
 
 
 def _newest(path: Path) -> _Slot | None:

@@ -1,0 +1,44 @@
+"""What became of proposals: the entry at their index tells, once it is applied.
+
+| who proposes is told | when |
+|---|---|
+| applied, with the index and the reply | `applied` names its number first: the entry at its index is its own |
+| not leader, with who leads | `messages.NotLeader`: it is in no log |
+| dropped: safe to propose anew | `messages.Dropped`; or `applied` names it second: its place is another's for good |
+| outcome unknown: again under the same number | `skipped` names it; or this node ends, or nothing comes in time |
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Slot(NamedTuple):
+    """Where a proposal was put, and its number."""
+
+    term: int
+    number: int
+
+
+class Proposals:
+    """The proposals of this node that wait. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, list[Slot]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._slots.values()))
+
+    def accepted(self, number: int, index: int, term: int) -> None:
+        """A proposal is in the log. An index may be taken again in a later term."""
+        self._slots.setdefault(index, []).append(Slot(term, number))
+
+    def applied(self, index: int, term: int) -> tuple[list[int], list[int]]:
+        """The entry at `index` was applied: the numbers that it answers, and those that are lost."""
+        slots = self._slots.pop(index, ())
+        return [slot.number for slot in slots if slot.term == term], [s.number for s in slots if s.term != term]
+
+    def skipped(self, index: int) -> list[int]:
+        """A snapshot stands for everything up to `index`: the numbers whose outcome is unknown."""
+        gone = [at for at in self._slots if at <= index]
+        return [slot.number for at in gone for slot in self._slots.pop(at)]

@@ -1,0 +1,157 @@
+"""Client sessions: a command that is proposed again is applied once, and its first reply is given again.
+
+A client registers by a command of its own; the index of that entry is its session. Every other command carries the
+session, a number that the client chose once for it, and the lowest number whose reply it still waits for. The table is
+part of the replicated state: it is in every snapshot, and what it decides depends on nothing but the log (Ongaro's
+thesis, 6.3; who must go goes by position in the log).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import msgpack
+
+from conveyord.core.errors import ConveyordError
+
+SESSIONS_MAX = 10_000
+WINDOW = 1_024
+"""How many replies are kept for one client: it may not have more commands under way."""
+
+
+class SessionExpired(ConveyordError):
+    """The session is not known any more: whether the command was applied in it cannot be told. Register anew."""
+
+    code = "SESSION_EXPIRED"
+
+
+class WindowExceeded(ConveyordError):
+    """A client has more commands under way than replies are kept for. The command was not applied."""
+
+    code = "SESSION_WINDOW"
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What became of the table, to be stored in this order.
+
+    gone: sessions that went, with their replies. freed: (session, floor), the replies below which are not wanted any
+    more. used: (session, floor, use), new or changed; the highest `use` was used last. replies: (session, number,
+    reply), all new.
+    """
+
+    gone: tuple[int, ...]
+    freed: tuple[tuple[int, int], ...]
+    used: tuple[tuple[int, int, int], ...]
+    replies: tuple[tuple[int, int, bytes], ...]
+
+
+@dataclass(slots=True)
+class _Session:
+    """replies: by number, those that the client may ask for again. floor: below it, it never will.
+
+    use: when it was last used, in uses of any session. stored: its floor as `Changes` told it last, None if it never
+    did. fresh: numbers of replies that no `Changes` told yet.
+    """
+
+    floor: int = 0
+    replies: dict[int, bytes] = field(default_factory=dict)
+    use: int = 0
+    stored: int | None = None
+    fresh: list[int] = field(default_factory=list)
+
+
+class Sessions:
+    """The table, least recently used first. Not thread-safe."""
+
+    def __init__(self, *, sessions_max: int = SESSIONS_MAX, window: int = WINDOW) -> None:
+        """Both limits must be the same at every replica."""
+        self._sessions: OrderedDict[int, _Session] = OrderedDict()
+        self._sessions_max = sessions_max
+        self._window = window
+        self._uses = 0
+        self._changed: dict[int, None] = {}  # a set that keeps its order
+        self._gone = list[int]()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def register(self, index: int) -> int:
+        """Open the session that the entry at `index` asks for. The least recently used one may have to go for it."""
+        self._sessions[index] = _Session()
+        self._use(index, self._sessions[index])
+        if len(self._sessions) > self._sessions_max:
+            oldest, found = self._sessions.popitem(last=False)
+            self._changed.pop(oldest, None)
+            if found.stored is not None:
+                self._gone.append(oldest)
+        return index
+
+    def apply(self, session: int, number: int, ack_below: int, execute: Callable[[], bytes]) -> bytes:
+        """Run `execute` unless command `number` was run before, and return its reply, be it the first or again.
+
+        Raises SessionExpired where that cannot be told, and WindowExceeded; both before `execute` is run.
+        """
+        found = self._sessions.get(session)
+        if found is None:
+            raise SessionExpired(f"session {session} has expired; register anew, and look before proposing again")
+        self._use(session, found)
+        if number < found.floor:
+            raise SessionExpired(f"session {session}: the reply to command {number} was acknowledged and is gone")
+        if number in found.replies:
+            return found.replies[number]
+        if ack_below > found.floor:
+            found.floor = min(ack_below, number)
+            found.replies = {at: reply for at, reply in found.replies.items() if at >= found.floor}
+            found.fresh = [at for at in found.fresh if at >= found.floor]
+        if len(found.replies) >= self._window:
+            raise WindowExceeded(
+                f"session {session} has {len(found.replies)} replies that it did not acknowledge, at most "
+                f"{self._window}; wait for some of them"
+            )
+        reply = found.replies[number] = execute()
+        found.fresh.append(number)
+        return reply
+
+    def take_changes(self) -> Changes:
+        """What became of the table since the last time. It costs as much as has changed, not as there is."""
+        freed, used, replies = [], [], []
+        for session in self._changed:
+            found = self._sessions[session]
+            if found.stored is not None and found.stored < found.floor:
+                freed.append((session, found.floor))
+            used.append((session, found.floor, found.use))
+            replies += [(session, number, found.replies[number]) for number in found.fresh]
+            found.stored, found.fresh = found.floor, []
+        changes = Changes(tuple(self._gone), tuple(freed), tuple(used), tuple(replies))
+        self._changed, self._gone = {}, []
+        return changes
+
+    def restore(self, used: Iterable[tuple[int, int, int]], replies: Iterable[tuple[int, int, bytes]]) -> None:
+        """Begin with what `Changes` told: rows as they have them, `used` in the order of their last use."""
+        self._sessions = OrderedDict((key, _Session(floor, {}, use, floor)) for key, floor, use in used)
+        for session, number, reply in replies:
+            self._sessions[session].replies[number] = reply
+        self._uses = max((found.use for found in self._sessions.values()), default=0)
+        self._changed, self._gone = {}, []
+
+    def dump(self) -> bytes:
+        """The table, in the order of use: the same bytes at every replica."""
+        rows = [(key, one.floor, sorted(one.replies.items())) for key, one in self._sessions.items()]
+        return bytes(msgpack.packb(rows))
+
+    def load(self, data: bytes) -> None:
+        """The inverse of `dump`."""
+        rows = msgpack.unpackb(data)
+        self.restore(
+            [(key, floor, use) for use, (key, floor, _) in enumerate(rows, 1)],
+            [(key, number, reply) for key, _, items in rows for number, reply in items],
+        )
+
+    def _use(self, session: int, found: _Session) -> None:
+        self._sessions.move_to_end(session)
+        self._uses += 1
+        found.use = self._uses
+        self._changed[session] = None

@@ -1,0 +1,120 @@
+"""What is kept on disk and what a node is told: entries, the hard state, snapshots' marks, options.
+
+Times are seconds of a monotonic clock that the caller reads; sizes of entries are as `size_of` counts them.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import IntEnum, unique
+from hashlib import blake2b
+from typing import NamedTuple
+
+NodeId = str
+CHAIN_BYTES = 8
+ENTRY_BYTES = 64
+"""What an entry counts for beside its data: about what it takes on the wire. So small ones are limited too."""
+ROOT_CHAIN = bytes(CHAIN_BYTES)
+"""The chain before the first entry."""
+
+_HEAD = struct.Struct("<QQB")
+_LINK = struct.Struct("<QQI")
+
+
+@unique
+class Kind(IntEnum):
+    """What an entry is for."""
+
+    NOOP = 0
+    """A leader's first entry: committing it commits what earlier leaders left (Raft paper, 5.4.2 and 8)."""
+    COMMAND = 1
+    MEMBERSHIP = 2
+
+
+class Entry(NamedTuple):
+    """One entry of the log. crc: of all fields before it. chain: of every entry up to this one, itself included.
+
+    Equal chains at one index mean equal logs up to it; so a replica that took other bytes than its leader is found
+    when the next entry arrives, not when somebody reads a wrong state.
+    """
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which looks for a value: nobody does
+    term: int
+    kind: Kind
+    data: bytes
+    crc: int
+    chain: bytes
+
+
+class HardState(NamedTuple):
+    """What must survive a crash beside the log. commit: a hint; less than what is committed is never wrong."""
+
+    term: int = 0
+    vote: NodeId | None = None
+    commit: int = 0
+
+
+class Mark(NamedTuple):
+    """A place in the log: that of a snapshot, or where a compacted log begins."""
+
+    index: int = 0  # type: ignore[assignment]  # as in `Entry`
+    term: int = 0
+    chain: bytes = ROOT_CHAIN
+
+
+BLANK = HardState()
+BEGINNING = Mark()
+"""Before the first entry of a cluster."""
+
+
+def crc_of(index: int, term: int, kind: int, data: bytes) -> int:
+    """The checksum that travels and is stored with an entry."""
+    return zlib.crc32(data, zlib.crc32(_HEAD.pack(index, term, kind)))
+
+
+def chain_after(chain: bytes, index: int, term: int, crc: int) -> bytes:
+    """The rolling hash after an entry. `crc` stands for its data."""
+    return blake2b(chain + _LINK.pack(index, term, crc), digest_size=CHAIN_BYTES).digest()
+
+
+def make_entry(previous: bytes, index: int, term: int, kind: Kind, data: bytes) -> Entry:
+    """An entry with its checksum and chain. previous: the chain of the entry before it."""
+    crc = crc_of(index, term, kind, data)
+    return Entry(index, term, kind, data, crc, chain_after(previous, index, term, crc))
+
+
+def is_whole(entry: Entry) -> bool:
+    """Whether an entry has the bytes that it was made with. Says nothing of its chain."""
+    return entry.crc == crc_of(entry.index, entry.term, entry.kind, entry.data)
+
+
+def size_of(entries: Collection[Entry]) -> int:
+    """Bytes that entries count for, wherever a limit is one of bytes."""
+    return sum([len(entry.data) for entry in entries]) + ENTRY_BYTES * len(entries)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Limits and times of one node; every node of a cluster should have the same times.
+
+    election_timeout_seconds: T. A follower that hears nobody campaigns after T to 2 T, and no vote is given within T
+    of hearing a leader. append_bytes: of the entries of one message. inflight_*: sent to a peer and not acknowledged.
+    uncommitted_bytes: proposals beyond it are dropped, as a leader that cannot commit must not fill its disk; so they
+    are where its own disk lags that much. window_bytes: of committed entries held in memory; older ones are read from
+    the disk. promotion_lag: how many entries a learner may miss and still be made a voter. reads: that wait to be
+    confirmed, and then for the state.
+    """
+
+    election_timeout_seconds: float = 1.0
+    heartbeat_seconds: float = 0.2
+    append_bytes: int = 1 << 20
+    inflight_messages: int = 64
+    inflight_bytes: int = 8 << 20
+    uncommitted_bytes: int = 64 << 20
+    apply_bytes: int = 4 << 20
+    window_bytes: int = 16 << 20
+    promotion_lag: int = 250
+    reads: int = 10_000

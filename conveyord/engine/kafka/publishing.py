@@ -1,0 +1,90 @@
+"""What others are told of a session: the group, how far every sink is, and the display, how far behind we are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+
+import trio
+
+from conveyord.core.flow.positions import Position
+from conveyord.core.flow.record_log import TopicPartition
+from conveyord.engine.health import SourceHealth
+from conveyord.engine.kafka.partitions import Partitions
+from conveyord.engine.kafka.pump import Pump
+from conveyord.engine.kafka.reading import Reading
+
+PUBLISH_SECONDS = 1.0
+
+
+class Publisher:
+    """For the trio thread, unless a method says otherwise."""
+
+    def __init__(self, reading: Reading, partitions: Partitions, pump: Pump, health: SourceHealth) -> None:
+        self._reading = reading
+        self._partitions = partitions
+        self._pump = pump
+        self._health = health
+        self._errors_seen = 0
+        self._base = health.records, health.bytes, health.pauses, health.errors.copy()
+
+    async def run(self) -> None:
+        """Commit the group's offsets behind the sinks, and bring the figures up to date, for ever."""
+        committed_at = trio.current_time()
+        while True:
+            await trio.sleep(min(PUBLISH_SECONDS, self._reading.commit_seconds))
+            self.gauge()
+            if trio.current_time() - committed_at >= self._reading.commit_seconds:
+                committed_at = trio.current_time()
+                self.commit(wait=False)
+
+    def commit(self, *, wait: bool) -> None:
+        """Have the group go on behind every sink, soon. wait: nobody polls before that is known to have arrived."""
+        # By the pump's thread, as it comes to it: what is worked out here could be another member's by then. What was
+        # committed before an error came may not have arrived.
+        if self._reading.group is not None:
+            errors, self._errors_seen = self._errors_seen, self._pump.errors.total()
+            again = wait or errors < self._errors_seen
+            self._pump.do(
+                lambda tail: tail.commit(self.offsets_to_commit(self._partitions.ours, again=again), wait=wait)
+            )
+
+    def offsets_to_commit(
+        self, places: Collection[TopicPartition], *, again: bool = False
+    ) -> dict[TopicPartition, Position]:
+        """How far every sink is in each partition of ours, where that is further than the group was told; again: or as
+        far. By the pump's thread.
+        """
+        known, found = self._partitions, dict[TopicPartition, Position]()
+        for place in places:
+            beginning = known.beginnings.get(place)
+            reached = None if beginning is None else known.progress.reached(beginning.partition)
+            if beginning is None or reached is None or reached + again <= known.published.get(place, -1):
+                continue
+            found[place] = Position(reached, beginning.mark)
+            known.published[place] = reached
+        return found
+
+    def gauge(self) -> None:
+        """Bring the figures up to date."""
+        health, pump, known = self._health, self._pump, self._partitions
+        records, value_bytes, pauses, errors = self._base
+        health.records, health.bytes = records + pump.records, value_bytes + pump.value_bytes
+        health.pauses = pauses + pump.pauses
+        health.errors.update({code: max(0, n + errors[code] - health.errors[code]) for code, n in pump.errors.items()})
+        places = self._partitions.ours  # and not the lanes: when reading ends, they are closed
+        health.partitions = len(places)
+        ends, lags = pump.ends, dict[str, int]()
+        ages, now_ms = list[float](), time.time() * 1000
+        is_known = True
+        for place in places:
+            if place not in ends:
+                is_known = False
+                continue
+            lag = lags[str(place)] = max(0, ends[place] - known.sent_to(place))
+            if lag and place in known.newest_sent_ms:
+                ages.append((now_ms - known.newest_sent_ms[place]) / 1000)
+        health.lags = lags
+        health.lag_records = sum(lags.values()) if is_known else None
+        has_lag = any(lags.values())
+        health.lag_seconds = max(0.0, *ages) if ages else None if has_lag or not is_known else 0.0

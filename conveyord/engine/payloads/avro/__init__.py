@@ -1,0 +1,1 @@
+"""Avro's binary encoding to Arrow, many values side by side."""

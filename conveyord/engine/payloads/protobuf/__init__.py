@@ -1,0 +1,1 @@
+"""Protobuf messages of a schema registry to Arrow. Needs the extra `kafka-protobuf`."""

@@ -1,0 +1,1 @@
+"""Kafka by librdkafka. Everything here blocks; nothing else in conveyord imports confluent_kafka."""

@@ -1,0 +1,440 @@
+"""Follows Kafka partitions: `core/flow/record_log.py: Tail` by librdkafka's consumer.
+
+The consumer is created with `auto.offset.reset=error`: where to begin is always said, and an offset that is gone is an
+event, never a silent jump. Offsets of groups are committed only when the caller says so.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from conveyord.core.errors import ConfigError, ConveyordError, Retryable, Superseded
+from conveyord.core.flow.positions import Position
+from conveyord.core.flow.record_log import (
+    Event,
+    Listener,
+    Meta,
+    OutOfRange,
+    Records,
+    TopicPartition,
+    Vanished,
+    total_bytes,
+)
+from conveyord.storage.kafka.connection import Connection, Contact
+from conveyord.storage.kafka.errors import as_conveyord_error
+
+if TYPE_CHECKING:
+    from confluent_kafka import Consumer, KafkaError, Message
+    from confluent_kafka import TopicPartition as Place
+
+CONSUME_MAX = 1_000
+"""Messages taken at once. More make Python's garbage collector slow, fewer cost more calls."""
+CONSUME_BYTES = 8 * 1024 * 1024  # about as much is taken at once, so that large messages do not come by the thousand
+ERRORS_KEPT = 100  # of those that nobody has asked for yet
+COMMIT_SECONDS = 10.0  # for a commit that is waited for: another member reads on from it
+COMMIT_PAUSE_SECONDS = 0.1
+_COMMIT_AGAIN = {
+    "COORDINATOR_LOAD_IN_PROGRESS",
+    "COORDINATOR_NOT_AVAILABLE",
+    "NOT_COORDINATOR",
+    "REBALANCE_IN_PROGRESS",
+    "REQUEST_TIMED_OUT",
+    "_TIMED_OUT",
+    "_TRANSPORT",
+    "_WAIT_COORD",
+}
+"""What a commit may fail with that passes."""
+_COMMIT_AGAIN_POLLING = {*_COMMIT_AGAIN, "ILLEGAL_GENERATION"}
+"""The same for who polls meanwhile, and so hears of the generation that the group has begun."""
+SETTINGS = {
+    "auto.offset.reset": "error",
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "enable.partition.eof": True,
+    "isolation.level": "read_committed",
+    "partition.assignment.strategy": "cooperative-sticky",
+}
+DEFAULTS = {
+    # By default a reader whose queue was full for a moment fetches nothing for a second.
+    "fetch.queue.backoff.ms": 10,
+    "queued.max.messages.kbytes": 32 * 1024,
+}
+_BEFELL: dict[str, type[OutOfRange | Vanished]] = {
+    "_AUTO_OFFSET_RESET": OutOfRange,
+    "OFFSET_OUT_OF_RANGE": OutOfRange,
+    "_UNKNOWN_PARTITION": Vanished,
+    "_UNKNOWN_TOPIC": Vanished,
+    "UNKNOWN_TOPIC_OR_PART": Vanished,
+}
+_NAMED_PARTITION = re.compile(r"(\S+) \[(\d+)\]: ")
+NO_GROUP = "conveyord"
+"""librdkafka wants a name even of those who are in no group."""
+
+
+class KafkaTail:
+    """`Tail` on a real cluster. One thread at a time, but for `errors`."""
+
+    def __init__(self, connection: Connection, *, group: str | None, wants: Collection[Meta] = ()) -> None:
+        """wants: what records are to have beside values. Raises ConfigError if librdkafka refuses a setting."""
+        from confluent_kafka import Consumer, KafkaException
+
+        self._connection = connection
+        self._brokers = connection.brokers
+        self._wants = frozenset(wants)
+        self._group = group
+        self._told: deque[ConveyordError] = deque(maxlen=ERRORS_KEPT)
+        self._fatal: Exception | None = None
+        self._followed: dict[TopicPartition, int] = {}
+        self._vanished: deque[TopicPartition] = deque()
+        self._known_gone: set[TopicPartition] = set()
+        self._paused = False
+        self._is_down = False  # as far as was told
+        self._is_called_back = False
+        self._told_group: dict[TopicPartition, int] = {}  # what the coordinator has taken since a partition is ours
+        self._commits = 0  # under way, and what those said that ended since somebody waits
+        self._refusals: deque[KafkaError] = deque(maxlen=ERRORS_KEPT)
+        self._count = CONSUME_MAX
+        self._lock = threading.Lock()  # of _told: callbacks come in whatever thread polls
+        own = {**SETTINGS, "group.id": group or NO_GROUP, "on_commit": self._on_commit}
+        defaults = Connection(
+            connection.brokers, {**_texts(DEFAULTS), **connection.settings}, connection.connect_seconds
+        )
+        try:
+            self._consumer: Consumer = Consumer(defaults.client(own, on_error=self._on_error))
+        except KafkaException as error:
+            raise as_conveyord_error(error.args[0], self._brokers) from error
+        except (TypeError, ValueError) as error:  # what the binding itself checks
+            raise ConfigError(f"client: {error}; mend the setting") from error
+
+    # -------------------------------------------------------------------------- what to follow
+
+    def assign(self, starts: Mapping[TopicPartition, int]) -> None:
+        """See `Tail.assign`."""
+        if not starts:
+            return
+        self._consumer.incremental_assign(self._places(starts))
+        self._follow(starts)
+
+    def unassign(self, partitions: Collection[TopicPartition]) -> None:
+        """See `Tail.unassign`."""
+        known = [partition for partition in partitions if self._followed.pop(partition, None) is not None]
+        if known:
+            self._consumer.incremental_unassign(self._places(dict.fromkeys(known, 0)))
+
+    def follows(self, partition: TopicPartition) -> bool:
+        """See `Tail.follows`."""
+        return partition in self._followed
+
+    def subscribe(self, topics: Sequence[str], listener: Listener) -> None:
+        """See `Tail.subscribe`."""
+
+        def on_assign(consumer: Consumer, places: list[Place]) -> None:
+            partitions = [_partition(place) for place in places]
+            starts: Mapping[TopicPartition, int] = {}
+            with self._later():
+                starts = listener.assigned(partitions)
+            with self._later():
+                # All that was given must be taken, or it cannot be given back; what nobody wants is never fetched.
+                unwanted = self._places({one: 0 for one in partitions if one not in starts})
+                consumer.incremental_assign([*self._places(starts), *unwanted])
+                if unwanted:
+                    consumer.pause(unwanted)
+                self._follow(starts)
+
+        def on_revoke(consumer: Consumer, places: list[Place]) -> None:
+            partitions = [_partition(place) for place in places]
+            with self._later():
+                self.commit(listener.revoked(partitions), wait=True)
+            with self._later():
+                self._drop(consumer, partitions)
+
+        def on_lost(consumer: Consumer, places: list[Place]) -> None:
+            partitions = [_partition(place) for place in places]
+            with self._later():
+                listener.lost(partitions)
+            with self._later():
+                self._drop(consumer, partitions)
+
+        self._consumer.subscribe(list(topics), on_assign=on_assign, on_revoke=on_revoke, on_lost=on_lost)
+
+    @contextmanager
+    def _later(self) -> Iterator[None]:
+        """Keep the first error for the end of `poll`: librdkafka's stack, where callbacks run, is no place for it."""
+        from confluent_kafka import KafkaException
+
+        self._is_called_back = True
+        try:
+            yield
+        except KafkaException as error:
+            # Whatever it is called, no setting is to blame: this member and the group are not of one mind.
+            again = Retryable(f"Kafka at {self._brokers}: {error.args[0].str()}; joining the group again")
+            self._fatal = self._fatal or again
+        except Exception as error:  # noqa: BLE001 - some would leave the binding as what is no exception at all
+            self._fatal = self._fatal or error
+        finally:
+            self._is_called_back = False
+
+    def _drop(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        for partition in partitions:
+            self._followed.pop(partition, None)
+        if partitions:
+            consumer.incremental_unassign(self._places(dict.fromkeys(partitions, 0)))
+
+    def _follow(self, starts: Mapping[TopicPartition, int]) -> None:
+        self._followed.update(starts)
+        for partition in starts:  # whose offset others may have moved since it was ours
+            self._told_group.pop(partition, None)
+        self._known_gone -= starts.keys()
+        if self._paused:
+            self._consumer.pause(self._places(starts))
+
+    def pause(self) -> None:
+        """See `Tail.pause`."""
+        self._paused = True
+        self._consumer.pause(self._places(self._followed))
+
+    def resume(self) -> None:
+        """See `Tail.resume`."""
+        self._paused = False
+        self._consumer.resume(self._places(self._followed))
+
+    # -------------------------------------------------------------------------- what comes
+
+    def poll(self, seconds: float) -> Sequence[Event]:
+        """See `Tail.poll`."""
+        messages = self._consumer.consume(self._count, seconds)
+        if self._fatal is not None:
+            raise self._fatal
+        if not messages and not self._vanished:
+            return ()
+        runs: dict[tuple[str, int], list[Message]] = {}
+        events: list[Event] = []
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                events += self._said(message, error, runs)
+                continue
+            place = message.topic(), message.partition()
+            run = runs.get(place)
+            if run is None:
+                runs[place] = [message]
+            else:
+                run.append(message)
+        # What was said in between took the records before it along, so these come behind it.
+        events += [self._records(TopicPartition(*place), run) for place, run in runs.items()]
+        self._pace(events)
+        while self._vanished:
+            events.append(Vanished(self._vanished.popleft()))
+        return events
+
+    def _said(self, message: Message, error: KafkaError, runs: dict[tuple[str, int], list[Message]]) -> list[Event]:
+        """What an error stands for which came in place of a message, behind the records of its partition so far."""
+        name = error.name()
+        topic, number = message.topic(), message.partition()
+        if topic is not None and number is not None:
+            partition = TopicPartition(topic, number)
+            if name == "_PARTITION_EOF":
+                end = message.offset()
+                assert end is not None
+                return [self._records(partition, runs.pop((topic, number), []), end=end)]
+            befell = _BEFELL.get(name)
+            if befell is not None:
+                run = runs.pop((topic, number), [])
+                return [*([self._records(partition, run)] if run else []), befell(partition)]
+        self._on_error(error)
+        if self._fatal is not None:
+            raise self._fatal
+        return []
+
+    def _records(self, partition: TopicPartition, run: list[Message], *, end: int | None = None) -> Records:
+        if not run:
+            assert end is not None
+            return Records(partition, (), (), end)
+        first, last = run[0].offset(), run[-1].offset()
+        assert first is not None
+        assert last is not None
+        offsets: Sequence[int] = range(first, last + 1)
+        if len(offsets) != len(run):
+            offsets = [offset for message in run if (offset := message.offset()) is not None]
+        values = [message.value() for message in run]
+        return Records(
+            partition,
+            offsets,
+            values,
+            last + 1 if end is None else max(end, last + 1),
+            total_bytes(values),
+            run[-1].timestamp()[1],
+            [message.key() for message in run] if "key" in self._wants else None,
+            [message.headers() or () for message in run] if "headers" in self._wants else None,
+            [message.timestamp()[1] for message in run] if "timestamp" in self._wants else None,
+        )
+
+    def _pace(self, events: Sequence[Event]) -> None:
+        """Take fewer messages at once if they are large."""
+        found = [event for event in events if isinstance(event, Records) and event.offsets]
+        if found:
+            mean = sum(records.value_bytes for records in found) // sum(len(records.offsets) for records in found)
+            self._count = max(1, min(CONSUME_MAX, CONSUME_BYTES // max(1, mean)))
+
+    def ends(self) -> Mapping[TopicPartition, int]:
+        """See `Tail.ends`."""
+        found = {}
+        for partition in self._followed:
+            extent = self._consumer.get_watermark_offsets(self._places({partition: 0})[0], cached=True)
+            if extent is not None and extent[1] >= 0:
+                found[partition] = extent[1]
+        return found
+
+    # -------------------------------------------------------------------------- the group
+
+    def commit(self, offsets: Mapping[TopicPartition, Position], *, wait: bool) -> None:
+        """See `Tail.commit`."""
+        news = {place: at for place, at in offsets.items() if self._told_group.get(place) != at.offset}
+        if not news or self._group is None:
+            return
+        blocking = wait and self._is_called_back
+        deadline = time.monotonic() + (COMMIT_SECONDS if wait else 0.0)
+        if (wait or self._is_down) and not self._is_answered(next(iter(news)).topic, deadline):
+            # Where nothing came since a partition is ours, the group is where it was.
+            owed = {place: at for place, at in news.items() if at.offset > self._followed.get(place, -1)}
+            if blocking and owed:
+                raise Superseded(_untold(self._brokers, self._group, owed))
+            return
+        deadline = time.monotonic() + COMMIT_SECONDS  # anew: who has just come back may need all of it
+        while True:
+            errors = self._commit(news, blocking=blocking)
+            for one in errors:
+                self._tell(one)
+            if wait and not blocking:
+                errors += self._answers(deadline)
+            again = _COMMIT_AGAIN if blocking else _COMMIT_AGAIN_POLLING
+            passing = [one for one in errors if one.name() in again]
+            if not wait or not passing or time.monotonic() >= deadline:
+                return
+            time.sleep(COMMIT_PAUSE_SECONDS)
+
+    def _is_answered(self, topic: str, deadline: float) -> bool:
+        """Whether anybody answers by then, asked once at least. A commit under way is not given up before the session
+        ends (45 s by default), and until then the consumer cannot be closed.
+        """
+        # By a client of its own: within a callback, what the consumer is asked breaks the binding, or waits.
+        contact = Contact(self._connection)
+        while True:
+            try:
+                contact.metadata(topic)
+            except ConveyordError as error:
+                if time.monotonic() >= deadline:
+                    with self._lock:
+                        self._told.append(error)
+                    return False
+                time.sleep(COMMIT_PAUSE_SECONDS)
+            else:
+                self._is_down = False
+                return True
+
+    def _commit(self, offsets: Mapping[TopicPartition, Position], *, blocking: bool) -> list[KafkaError]:
+        """Send a commit. blocking: and wait for its answer, for as long as librdkafka does: nobody can poll within a
+        callback. Returns what is refused at once.
+        """
+        from confluent_kafka import KafkaException
+        from confluent_kafka import TopicPartition as Place
+
+        places = [Place(*place, position.offset, position.mark) for place, position in offsets.items()]
+        try:
+            answers = self._consumer.commit(offsets=places, asynchronous=not blocking)
+        except KafkaException as error:
+            return [error.args[0]]
+        self._commits += not blocking
+        return self._heard(answers or ())
+
+    def _answers(self, deadline: float) -> list[KafkaError]:
+        """Poll until every commit is answered: reading has ended, so what comes beside that is dropped. Returns what
+        was refused.
+        """
+        self._consumer.pause(self._places(self._followed))
+        self._refusals.clear()
+        while self._commits and time.monotonic() < deadline:
+            self._consumer.poll(COMMIT_PAUSE_SECONDS)
+        return list(self._refusals)
+
+    def _on_commit(self, error: KafkaError | None, places: list[Place]) -> None:
+        self._commits -= 1
+        refused = [error] if error is not None else self._heard(places)
+        self._refusals += refused[:1]
+        for one in refused[:1]:
+            self._tell(one)
+
+    def _heard(self, places: Sequence[Place]) -> list[KafkaError]:
+        """Note what the group was told. Returns what was refused of it."""
+        self._told_group |= {_partition(place): place.offset for place in places if place.error is None}
+        return [place.error for place in places if place.error is not None]
+
+    # -------------------------------------------------------------------------- what goes wrong
+
+    def errors(self) -> Sequence[ConveyordError]:
+        """See `Tail.errors`."""
+        with self._lock:
+            told = list(self._told)
+            self._told.clear()
+        return told
+
+    def _on_error(self, error: KafkaError) -> None:
+        if _BEFELL.get(error.name()) is Vanished:
+            # Nobody must mend that here, and librdkafka says it with every look at its metadata.
+            self._note_vanished(error.str())
+            return
+        self._is_down |= error.name() == "_ALL_BROKERS_DOWN"
+        found = as_conveyord_error(error, self._brokers)
+        if isinstance(found, ConfigError) or error.fatal():
+            self._fatal = found
+        self._tell(error)
+
+    def _note_vanished(self, text: str) -> None:
+        """Take from a sentence of librdkafka's, `topic [3]: ...`, which partition is gone: it says so nowhere else."""
+        found = _NAMED_PARTITION.match(text)
+        if found is None:
+            return
+        partition = TopicPartition(found[1], int(found[2]))
+        if partition in self._followed and partition not in self._known_gone:
+            self._known_gone.add(partition)
+            self._vanished.append(partition)
+
+    def _tell(self, error: KafkaError) -> None:
+        with self._lock:
+            self._told.append(as_conveyord_error(error, self._brokers))
+
+    def close(self) -> None:
+        """See `Tail.close`."""
+        known = self._fatal
+        # In this thread: in another one the binding's callbacks and librdkafka can wait for each other for ever.
+        self._consumer.close()
+        if self._fatal is not None and self._fatal is not known:
+            raise self._fatal
+
+    def _places(self, offsets: Mapping[TopicPartition, int]) -> list[Any]:
+        from confluent_kafka import TopicPartition as Place
+
+        return [Place(topic, number, offset) for (topic, number), offset in offsets.items()]
+
+
+def _partition(place: Place) -> TopicPartition:
+    return TopicPartition(place.topic, place.partition)
+
+
+def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in settings.items()}
+
+
+def _untold(brokers: str, group: str, offsets: Mapping[TopicPartition, Position]) -> str:
+    names = ", ".join(f"{place} up to {at.offset}" for place, at in sorted(offsets.items())[:5])
+    return (
+        f"Kafka at {brokers}: nobody answered for {COMMIT_SECONDS:.0f} s, so the group {group!r} was not told what was "
+        f"read ({names}). The table has it; a member that is given these partitions before this one is run again reads "
+        "it a second time"
+    )

@@ -1,0 +1,70 @@
+"""Reads a state beside the thread that changes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from conveyord.core.errors import ConveyordError, Retryable
+from conveyord.core.raft.types import Mark
+from conveyord.storage.state_store.connections import connect_to_read
+from conveyord.storage.state_store.faults import translated
+from conveyord.storage.state_store.layout import Layout
+from conveyord.storage.state_store.schema import Place, read_place
+
+OPENINGS_MAX = 5  # a switch may remove what was just found; that it does so several times in a row is no accident
+
+
+class StateReader:
+    """A read-only connection, for the thread that makes it; a context manager.
+
+    What several statements say fits together if they are in one transaction (`BEGIN` to `COMMIT`), however many
+    entries are applied meanwhile; a long one makes the WAL grow. After a switch the connection still reads the former
+    state: compare `generation` with the store's, or ask `is_current`, and open another one.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """directory: as the store has it. Raises Retryable if there is no state in it (yet)."""
+        self._layout = Layout(directory)
+        for _ in range(OPENINGS_MAX):
+            self.generation = max(self._layout.generations(), default=0)
+            path = self._layout.state(self.generation)
+            if self.generation and path.is_file():
+                with translated(path):
+                    self.connection = connect_to_read(path)
+                try:
+                    self.place()  # not before does SQLite open all that it needs, by name
+                except ConveyordError:
+                    self.connection.close()
+                    if self.is_current():
+                        raise
+                else:
+                    return
+        raise Retryable(f"{directory}: there is no state to read; start the node that owns it, then ask again")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def is_current(self) -> bool:
+        """Whether no other state was switched to since."""
+        return self.generation == max(self._layout.generations(), default=0)
+
+    def place(self) -> Place:
+        """The last entry in the state, and who was a member there: within a transaction, in what that one sees."""
+        path = self._layout.state(self.generation)
+        with translated(path):
+            return read_place(self.connection, path)
+
+    def mark(self) -> Mark:
+        """The last entry in the state, likewise."""
+        return self.place().mark

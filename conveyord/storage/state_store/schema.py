@@ -1,0 +1,116 @@
+"""The tables of a state: those of this package, and those of the caller by migrations.
+
+A migration is a function that is given the database by sqlite-utils; its name is stored when it was run. The caller
+hands in all of them in order, for ever, and only ever adds one at the end. They run when a state is opened, at each
+node when that has the new program, so they must not change what the tables say, only how.
+
+Names that begin with `raft_` are this package's.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sqlite_utils import Database
+
+from conveyord.core.errors import Refused
+from conveyord.core.raft.membership import NOBODY, Membership, decode, encode
+from conveyord.core.raft.types import BEGINNING, Mark
+from conveyord.storage.sqlite_errors import transaction
+from conveyord.storage.state_store.faults import damaged_state
+
+SCHEMA_VERSION = 1
+Migration = Callable[[Database], object]
+
+_SCHEMA = """
+CREATE TABLE raft_applied (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    "index" INTEGER NOT NULL,
+    term INTEGER NOT NULL,
+    chain BLOB NOT NULL,
+    membership BLOB NOT NULL  -- in force at the index
+);
+CREATE TABLE raft_sessions (session INTEGER PRIMARY KEY, floor INTEGER NOT NULL, "use" INTEGER NOT NULL);
+CREATE TABLE raft_replies (
+    session INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    reply BLOB NOT NULL,
+    PRIMARY KEY (session, number)
+) WITHOUT ROWID;
+CREATE TABLE raft_migrations (number INTEGER PRIMARY KEY, name TEXT NOT NULL);
+"""
+
+
+class Place(NamedTuple):
+    """Where in the log a state is, and who was a member there."""
+
+    mark: Mark = BEGINNING
+    membership: Membership = NOBODY
+
+
+def prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration]) -> None:
+    """Bring a new or older state up to date, in one transaction. Raises Refused for one of a newer program."""
+    done = check_version(connection, path, migrations)
+    if done == len(migrations) and _version(connection):
+        return
+    with transaction(connection):
+        if not _version(connection):
+            for statement in _SCHEMA.split(";")[:-1]:
+                connection.execute(statement)
+            write_place(connection.cursor(), Place())
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        # Neither its plugins nor its setting of a pragma: replicas would differ by what is installed beside them.
+        database = Database(connection, recursive_triggers=False, execute_plugins=False)
+        for number, migrate in enumerate(migrations[done:], done):
+            migrate(database)
+            connection.execute("INSERT INTO raft_migrations VALUES (?, ?)", (number, migrate.__name__))
+
+
+def check_version(connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration]) -> int:
+    """How many of `migrations` a state has. Raises Refused if it has others, or is newer otherwise."""
+    version = _version(connection)
+    if version > SCHEMA_VERSION:
+        raise Refused(
+            f"{path}: this state has version {version}, this conveyord knows {SCHEMA_VERSION}; run the version that "
+            "wrote it, or a newer one"
+        )
+    if version == 0:
+        return 0
+    names = [name for (name,) in connection.execute("SELECT name FROM raft_migrations ORDER BY number")]
+    known = [migrate.__name__ for migrate in migrations]
+    if names != known[: len(names)]:
+        unknown = next(name for at, name in enumerate(names) if known[at : at + 1] != [name])
+        raise Refused(
+            f"{path}: this state has the migration {unknown!r}, which this conveyord does not know; run the version "
+            "that wrote it, or a newer one"
+        )
+    return len(names)
+
+
+def read_place(connection: sqlite3.Connection, path: Path) -> Place:
+    """Where a state is. Raises Corrupt if it does not say."""
+    row = connection.execute('SELECT "index", term, chain, membership FROM raft_applied').fetchone()
+    if row is None:
+        raise damaged_state(path, "it does not say how much of the log is in it")
+    index, term, chain, membership = row
+    return Place(Mark(index, term, chain), decode(membership))
+
+
+def write_place(cursor: sqlite3.Cursor, place: Place) -> None:
+    """Store where a state is, in the transaction that took it there."""
+    cursor.execute(
+        "INSERT OR REPLACE INTO raft_applied VALUES (1, ?, ?, ?, ?)", (*place.mark, encode(place.membership))
+    )
+
+
+def write_mark(cursor: sqlite3.Cursor, mark: Mark) -> None:
+    """The same, where the members are still those."""
+    cursor.execute('UPDATE raft_applied SET "index" = ?, term = ?, chain = ?', mark)
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version

@@ -1,0 +1,27 @@
+"""Client sessions as rows: what an apply changed is written, and all of them are read when a state is opened."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from conveyord.core.raft.sessions import Changes, Sessions
+
+
+def store_changes(cursor: sqlite3.Cursor, changes: Changes) -> None:
+    """Write what became of the table, in the transaction of the entries that did it."""
+    if changes.gone:
+        gone = [(session,) for session in changes.gone]
+        cursor.executemany("DELETE FROM raft_sessions WHERE session = ?", gone)
+        cursor.executemany("DELETE FROM raft_replies WHERE session = ?", gone)
+    if changes.freed:
+        cursor.executemany("DELETE FROM raft_replies WHERE session = ? AND number < ?", changes.freed)
+    cursor.executemany("INSERT OR REPLACE INTO raft_sessions VALUES (?, ?, ?)", changes.used)
+    cursor.executemany("INSERT INTO raft_replies VALUES (?, ?, ?)", changes.replies)
+
+
+def load_sessions(connection: sqlite3.Connection, sessions: Sessions) -> None:
+    """Make `sessions` what is stored."""
+    sessions.restore(
+        connection.execute('SELECT session, floor, "use" FROM raft_sessions ORDER BY "use"').fetchall(),
+        connection.execute("SELECT session, number, reply FROM raft_replies"),
+    )

@@ -1,0 +1,264 @@
+"""The state of one node: SQL tables that are changed by entries of the log, and by nothing else.
+
+    store = StateStore.open(directory, base=base, membership=members, migrations=MIGRATIONS)
+    replies = store.apply(entries, execute)     # one transaction, with the index of the last entry in it
+    store.switch(mark)                          # to a snapshot that `SnapshotReceiver` has staged
+
+| | on | becomes |
+|---|---|---|
+| usable | `apply` and the disk is full | usable, as before: the same entries can be applied again |
+| usable | `switch` | usable, of the next generation; after any error on the way, failed |
+| usable | another error of the disk, or any of the caller's function | failed: refuses all until it is opened again |
+
+Nothing is synced when entries are applied, as the log has them. So after a power cut the newest ones may be gone:
+always whole transactions from the end of the WAL, whose frames carry checksums. `mark` is smaller then, the tables are
+what they were at that mark, and the log applies the rest again. It must not have been compacted beyond what is on disk
+here, so a snapshot counts as taken only when the state it was taken from is on disk as well (`snapshots.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from conveyord.core.errors import Corrupt, Refused, StorageFull
+from conveyord.core.raft.membership import NOBODY, Membership, decode
+from conveyord.core.raft.sessions import SESSIONS_MAX, WINDOW, Sessions
+from conveyord.core.raft.types import BEGINNING, Entry, Kind, Mark, chain_after
+from conveyord.storage.disk import make_durable_directories
+from conveyord.storage.sqlite_errors import transaction
+from conveyord.storage.state_store.connections import connect_to_write
+from conveyord.storage.state_store.content import state_digest
+from conveyord.storage.state_store.faults import damaged_state, translated
+from conveyord.storage.state_store.layout import Layout
+from conveyord.storage.state_store.reader import StateReader
+from conveyord.storage.state_store.schema import Migration, Place, read_place, write_mark, write_place
+from conveyord.storage.state_store.session_rows import load_sessions, store_changes
+from conveyord.storage.state_store.snapshot_file import SnapshotFile
+from conveyord.storage.state_store.snapshots import Snapshots
+from conveyord.storage.state_store.staging import check_staged, stage
+
+WAL_BYTES = 8 * 1024 * 1024  # so much is written between two checkpoints, and each of those waits for the disk
+
+Execute = Callable[[sqlite3.Cursor, Sessions, Entry], bytes]
+"""What an entry does, and its reply: it depends on nothing but the tables, the sessions and the entry, and changes
+nothing else. What it refuses it tells in the reply; an exception means that it cannot go on, and nothing is applied."""
+
+
+class StateStore:
+    """The one read-write connection to a state, in the thread that opened it; the caller holds the directory's lock.
+
+    path: the file of the state. generation: counts the states that were switched to; a reader of another generation
+    reads what is not the state any more. snapshots: to be used from any thread. Raises StorageFull, Corrupt or
+    Retryable for what the disk does.
+    """
+
+    def __init__(self, layout: Layout, migrations: Sequence[Migration], sessions_max: int, window: int) -> None:
+        """Use `open`."""
+        self._layout = layout
+        self._migrations = migrations
+        self._sessions = Sessions(sessions_max=sessions_max, window=window)
+        self._failed: str | None = None
+        self.generation = max(layout.generations(), default=1)
+        self.snapshots = Snapshots(layout)
+        self._connection = self._connect()
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        *,
+        base: Mark = BEGINNING,
+        membership: Membership = NOBODY,
+        migrations: Sequence[Migration] = (),
+        sessions_max: int = SESSIONS_MAX,
+        window: int = WINDOW,
+    ) -> StateStore:
+        """Blocking. Open the state in `directory`, or make one, so that it has everything that the log does not.
+
+        base: where the log begins, `membership` who was a member there. If the state is older than that, the staged
+        snapshot of exactly this mark is switched in, or else the newest one taken here that is not older. Staged ones
+        that are not needed are removed. migrations: all of them, see `schema.py`. Raises Corrupt if what the log needs
+        is not there, and Refused for a state of a newer conveyord.
+        """
+        layout = Layout(directory)
+        with translated(directory):
+            make_durable_directories(directory)
+            layout.clear()
+        store = cls(layout, migrations, sessions_max, window)
+        try:
+            store._settle(base, membership)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Let go of the file. What was applied is in it."""
+        self._connection.close()
+
+    @property
+    def mark(self) -> Mark:
+        """The last entry that is in the state."""
+        return self._place.mark
+
+    @property
+    def membership(self) -> Membership:
+        """Who was a member there."""
+        return self._place.membership
+
+    def apply(self, entries: Sequence[Entry], execute: Execute) -> list[bytes]:
+        """Apply `entries` in one transaction, and return their replies. Not synced; see above.
+
+        entries: without a gap from `mark` on. Raises StorageFull if there is no room, and nothing was applied; Corrupt
+        if they do not follow what is in the state, which is then another log's.
+        """
+        self._check_usable()
+        if not entries:
+            return []
+        self._check_follows(entries[0])
+        try:
+            with self._failing():
+                with transaction(self._connection):
+                    replies, place = self._run(entries, execute)
+                self._place = place
+                self._checkpoint()
+        except StorageFull:
+            with self._failing():  # what the sessions learned in memory was taken back as well
+                load_sessions(self._connection, self._sessions)
+            raise
+        return replies
+
+    def switch(self, mark: Mark) -> None:
+        """Make the snapshot that is staged for `mark` the state; it is on disk when this returns.
+
+        A crash on the way leaves the old state or the new one, and what was staged until it is the state. Raises
+        Corrupt if no snapshot of this mark is staged; the state is then as it was.
+        """
+        self._check_usable()
+        assert mark.index > self.mark.index, (mark, self.mark)
+        check_staged(self._layout, mark)
+        former = self.generation
+        self._failed = f"switching to the snapshot of entry {mark.index} was not completed"
+        with translated(self.path):
+            self._connection.close()
+            self.generation = self._layout.promote(mark.index)
+            self._connection = self._connect()
+        self._failed = None
+        # What cannot be removed now is when it is opened the next time.
+        shutil.rmtree(self._layout.generation(former), ignore_errors=True)
+        self._layout.discard_staged(up_to=mark.index)
+
+    def reader(self) -> StateReader:
+        """A read-only connection of its own, for the thread that calls this."""
+        return StateReader(self._layout.directory)
+
+    def state_digest(self) -> bytes:
+        """What is in the tables, as 16 bytes: equal at replicas that are at the same mark. It reads all of them."""
+        self._check_usable()
+        with translated(self.path):
+            return state_digest(self._connection)
+
+    # -------------------------------------------------------------------------- opening
+
+    def _connect(self) -> sqlite3.Connection:
+        """Open the present generation, and read what is kept in memory of it."""
+        self.path = self._layout.state(self.generation)
+        self._wal = f"{self.path}-wal"
+        with translated(self.path):
+            connection = connect_to_write(self.path, self._migrations)
+            try:
+                self._place = read_place(connection, self.path)
+                load_sessions(connection, self._sessions)
+            except BaseException:
+                connection.close()
+                raise
+        self._checkpoint_at_bytes = WAL_BYTES
+        return connection
+
+    def _settle(self, base: Mark, membership: Membership) -> None:
+        if self.mark.index < base.index:
+            self._recover(base)
+        elif self.mark.index == base.index and self.mark != base:
+            raise damaged_state(self.path, f"it is of another log: at entry {base.index} it has term {self.mark.term}")
+        with translated(self._layout.directory):
+            self._layout.discard_staged()
+        if self.mark.index == 0 and membership != self.membership:
+            with self._failing(), transaction(self._connection):
+                self._place = Place(self.mark, membership)
+                write_place(self._connection.cursor(), self._place)
+
+    def _recover(self, base: Mark) -> None:
+        """Switch to a snapshot without which the log cannot go on."""
+        if base.index in self._layout.all_staged():
+            self.switch(base)
+            return
+        own = max(self._layout.all_snapshots(), default=0)
+        if own < base.index:
+            raise Corrupt(
+                f"{self._layout.directory}: the state has entries up to {self.mark.index}, the log begins after "
+                f"{base.index}, and no snapshot leads over the gap; bring this node back as a new member"
+            )
+        with SnapshotFile(self._layout.snapshot(own)) as snapshot:
+            stage(self._layout, snapshot.path, snapshot.info, self._migrations)
+        self.switch(snapshot.info.mark)
+
+    # -------------------------------------------------------------------------- applying
+
+    def _run(self, entries: Sequence[Entry], execute: Execute) -> tuple[list[bytes], Place]:
+        """What `apply` does in its transaction."""
+        cursor, membership, replies = self._connection.cursor(), self.membership, list[bytes]()
+        for index, entry in enumerate(entries, entries[0].index):
+            assert entry.index == index, (entry.index, index)
+            if entry.kind is Kind.MEMBERSHIP:
+                membership = decode(entry.data)
+            replies.append(execute(cursor, self._sessions, entry))
+        store_changes(cursor, self._sessions.take_changes())
+        last = entries[-1]
+        place = Place(Mark(last.index, last.term, last.chain), membership)
+        if membership is self.membership:
+            write_mark(cursor, place.mark)
+        else:
+            write_place(cursor, place)
+        return replies, place
+
+    def _check_usable(self) -> None:
+        if self._failed is not None:
+            raise Refused(
+                f"{self.path}: the state takes nothing more since it failed ({self._failed}); end the process and "
+                "start it again"
+            )
+
+    def _check_follows(self, entry: Entry) -> None:
+        assert entry.index == self.mark.index + 1, (entry.index, self.mark.index)
+        if entry.chain != chain_after(self.mark.chain, entry.index, entry.term, entry.crc):
+            raise damaged_state(self.path, f"entry {entry.index} of the log does not follow what is in it")
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Refuse everything after an error, but for a full disk: SQLite has taken back what it did not complete."""
+        try:
+            with translated(self.path):
+                yield
+        except StorageFull:
+            raise
+        except BaseException as error:
+            self._failed = str(error) or type(error).__name__
+            raise
+
+    def _checkpoint(self) -> None:
+        """Move the WAL into the file, once enough is in it. Pages that a reader still needs stay for the next time."""
+        size = os.stat(self._wal).st_size  # noqa: PTH116 - at every apply, and a Path takes longer than the call
+        if size < self._checkpoint_at_bytes:
+            return
+        busy = True
+        try:
+            busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise  # nothing was lost by a full disk: the WAL has it all
+        self._checkpoint_at_bytes = size + WAL_BYTES if busy else WAL_BYTES

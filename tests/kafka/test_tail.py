@@ -1,0 +1,242 @@
+"""What `KafkaTail` makes of what librdkafka hands over at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import TopicPartition as Place
+
+from conveyord.core.errors import Retryable, Superseded
+from conveyord.core.flow.positions import Position
+from conveyord.core.flow.record_log import OutOfRange, Records, TopicPartition, Vanished
+from conveyord.storage.kafka.connection import Connection
+from conveyord.storage.kafka.reader import KafkaReader
+from conveyord.storage.kafka.tail import KafkaTail
+from tests.kafka.log_rig import Member, records_in
+from tests.kafka.mock import MockBroker
+
+PLACES = [TopicPartition("t", number) for number in range(2)]
+
+
+@dataclass
+class Said:
+    """A message of librdkafka's, or an error in place of one."""
+
+    place: TopicPartition
+    at: int
+    code: int | None = None
+
+    def error(self) -> KafkaError | None:
+        return None if self.code is None else KafkaError(self.code)
+
+    def topic(self) -> str:
+        return self.place.topic
+
+    def partition(self) -> int:
+        return self.place.number
+
+    def offset(self) -> int:
+        return self.at
+
+    def value(self) -> bytes:
+        return b"%d" % self.at
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, self.at
+
+
+class Consumer:
+    """Hands over what it was given. Commits fail with `refusals`, one for each."""
+
+    def __init__(self, said: Sequence[Said] = (), *, refusals: Sequence[int] = ()) -> None:
+        self._said = list(said)
+        self._refusals = list(refusals)
+        self.commits = 0
+        self.answer: Callable[[KafkaError | None, list[Any]], None] | None = None
+
+    def commit(self, *, offsets: Sequence[Any], asynchronous: bool) -> Sequence[Any]:
+        self.commits += 1
+        if self._refusals and not asynchronous:
+            raise KafkaException(KafkaError(self._refusals.pop(0)))
+        return offsets
+
+    def pause(self, places: Sequence[Any]) -> None:
+        pass
+
+    def poll(self, _seconds: float) -> None:
+        """Answer a commit that was not waited for."""
+        assert self.answer is not None
+        self.answer(KafkaError(self._refusals.pop(0)) if self._refusals else None, [])
+
+    def consume(self, _count: int, _seconds: float) -> list[Any]:
+        said, self._said = self._said, []
+        return said
+
+
+@pytest.fixture
+def tail() -> Iterator[KafkaTail]:
+    """One that is connected to nothing."""
+    found = KafkaTail(Connection("127.0.0.1:9", {}, 1.0), group=None)
+    consumer = found._consumer
+    yield found
+    consumer.close()
+
+
+def polled(tail: KafkaTail, *said: Said) -> list[Any]:
+    tail._consumer = Consumer(said)  # type: ignore[assignment]
+    return list(tail.poll(0.0))
+
+
+def test_the_end_that_is_told_between_two_records_parts_them(tail: KafkaTail) -> None:
+    place = PLACES[0]
+    events = polled(tail, Said(place, 0), Said(place, 2, KafkaError._PARTITION_EOF), Said(place, 2))
+    assert [(list(event.offsets), event.end) for event in events] == [([0], 2), ([2], 3)]
+
+
+def test_what_befalls_a_partition_comes_behind_its_records(tail: KafkaTail) -> None:
+    said = [Said(PLACES[0], 0), Said(PLACES[1], 5), Said(PLACES[0], 1, KafkaError._AUTO_OFFSET_RESET)]
+    events = polled(tail, *said, Said(PLACES[1], 6), Said(PLACES[1], 7, KafkaError._UNKNOWN_PARTITION))
+    assert records_in(events, PLACES[0]) == [(0, b"0")]
+    assert records_in(events, PLACES[1]) == [(5, b"5"), (6, b"6")]
+    of_places = {place: [type(event) for event in events if event.partition == place] for place in PLACES}
+    assert of_places == {PLACES[0]: [Records, OutOfRange], PLACES[1]: [Records, Vanished]}
+
+
+def test_an_error_without_a_partition_is_counted(tail: KafkaTail) -> None:
+    assert polled(tail, Said(PLACES[0], 0), Said(PLACES[0], 0, KafkaError._TRANSPORT)) != []
+    assert [error.code for error in tail.errors()] == ["UNAVAILABLE"]
+
+
+def test_a_topic_that_is_gone_is_told_once_for_each_partition_and_is_no_error(tail: KafkaTail) -> None:
+    tail._followed |= dict.fromkeys(PLACES, 0)
+    for _ in range(2):
+        tail._on_error(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, "t [1]: topic does not exist"))
+    tail._on_error(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, "t [7]: topic does not exist"))
+    assert polled(tail) == [Vanished(PLACES[1])]
+    assert polled(tail) == []
+    assert list(tail.errors()) == []
+
+
+@pytest.mark.parametrize("is_called_back", [False, True])
+@pytest.mark.parametrize(
+    ("refusals", "wait", "commits", "errors"),
+    [
+        ([KafkaError.REBALANCE_IN_PROGRESS] * 2, True, 3, 2),
+        ([KafkaError.REBALANCE_IN_PROGRESS] * 2, False, 1, 0),
+        ([KafkaError.UNKNOWN_MEMBER_ID] * 2, True, 1, 1),
+    ],
+)
+def test_a_commit_that_is_waited_for_is_tried_again_while_that_can_help(
+    tail: KafkaTail,
+    mock: MockBroker,
+    refusals: list[int],
+    commits: int,
+    errors: int,
+    *,
+    wait: bool,
+    is_called_back: bool,
+) -> None:
+    tail._group, tail._is_called_back = "g", is_called_back
+    tail._connection = Connection(mock.bootstrap, {}, 5.0)
+    consumer = Consumer(refusals=refusals)
+    consumer.answer = tail._on_commit
+    tail._consumer = consumer  # type: ignore[assignment]
+    tail.commit({PLACES[0]: Position(1)}, wait=wait)
+    assert consumer.commits == commits
+    assert len(tail.errors()) == errors
+
+
+@pytest.mark.parametrize(("is_called_back", "commits"), [(False, 2), (True, 1)])
+def test_a_commit_of_a_generation_that_is_past_is_tried_again_by_who_can_hear_of_the_new_one(
+    tail: KafkaTail, mock: MockBroker, commits: int, *, is_called_back: bool
+) -> None:
+    """Within a callback nobody hears of it, and others would wait for this member all the while."""
+    tail._group, tail._is_called_back = "g", is_called_back
+    tail._connection = Connection(mock.bootstrap, {}, 5.0)
+    consumer = Consumer(refusals=[KafkaError.ILLEGAL_GENERATION])
+    consumer.answer = tail._on_commit
+    tail._consumer = consumer  # type: ignore[assignment]
+    tail.commit({PLACES[0]: Position(1)}, wait=True)
+    assert consumer.commits == commits
+
+
+@pytest.mark.parametrize(
+    ("is_down", "wait", "is_there", "commits"),
+    [
+        (True, True, False, 0),
+        (False, True, False, 0),
+        (True, False, False, 0),
+        (True, True, True, 1),
+        (False, False, False, 1),
+    ],
+)
+def test_nothing_is_committed_where_nobody_answers_as_closing_would_wait_for_it(
+    tail: KafkaTail,
+    mock: MockBroker,
+    monkeypatch: pytest.MonkeyPatch,
+    commits: int,
+    *,
+    is_down: bool,
+    wait: bool,
+    is_there: bool,
+) -> None:
+    monkeypatch.setattr("conveyord.storage.kafka.tail.COMMIT_SECONDS", 0.1)
+    tail._group = "g"
+    if is_there:
+        tail._connection = Connection(mock.bootstrap, {}, 5.0)
+    consumer = Consumer()
+    consumer.answer = tail._on_commit
+    tail._consumer = consumer  # type: ignore[assignment]
+    if is_down:
+        tail._on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+        tail.errors()
+    tail.commit({PLACES[0]: Position(1)}, wait=wait)
+    assert consumer.commits == commits
+    assert len(tail.errors()) == 1 - commits
+
+
+def test_who_cannot_tell_the_group_what_it_has_read_says_so_and_what_was_told_needs_nobody(
+    tail: KafkaTail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conveyord.storage.kafka.tail.COMMIT_SECONDS", 0.1)
+    tail._group, tail._is_called_back = "g", True
+    tail._consumer = Consumer()  # type: ignore[assignment]
+    tail._on_commit(None, [Place("t", 0, 5)])
+    tail.commit({PLACES[0]: Position(5)}, wait=True)
+    tail._followed = {PLACES[1]: 6}
+    tail.commit({PLACES[1]: Position(6)}, wait=True)  # nothing came
+    with pytest.raises(Superseded, match=r"was not told what was read \(t\[1\] up to 7\)\. The table has it"):
+        tail.commit({PLACES[0]: Position(5), PLACES[1]: Position(7)}, wait=True)
+
+
+class Contradicting(Consumer):
+    """Says that what the group takes away is none of ours, as librdkafka does if it was given up just before."""
+
+    def subscribe(self, _topics: Sequence[str], *, on_revoke: Callable[[Any, list[Any]], None], **_others: Any) -> None:
+        self._on_revoke = on_revoke
+
+    def consume(self, _count: int, _seconds: float) -> list[Any]:
+        self._on_revoke(self, [Place("t", 0)])
+        return []
+
+    def incremental_unassign(self, _places: Sequence[Any]) -> None:
+        raise KafkaException(KafkaError(KafkaError._INVALID_ARG, "t [0] can't be unassigned"))
+
+
+class Yielding(Member):
+    def revoked(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Position]:
+        return {}
+
+
+def test_what_the_binding_raises_within_a_callback_comes_out_of_the_poll(tail: KafkaTail, mock: MockBroker) -> None:
+    """It would make of it what is no exception, and the thread would be gone without a word."""
+    reader = KafkaReader(Connection(mock.bootstrap, {}, 5.0))
+    tail._consumer = Contradicting()  # type: ignore[assignment]
+    tail.subscribe(["t"], Yielding(reader, "g"))
+    with pytest.raises(Retryable, match=r"t \[0\] can't be unassigned; joining the group again"):
+        tail.poll(0.0)
+    reader.close()

@@ -1,0 +1,47 @@
+"""`conveyord.core.raft.elections`: who has left may still be needed (Ongaro's thesis, 4.2.2). Found by simulation."""
+
+from __future__ import annotations
+
+from conveyord.core.raft.membership import Membership, encode
+from conveyord.core.raft.node import Loaded
+from conveyord.core.raft.types import ROOT_CHAIN, Entry, HardState, Kind, make_entry
+from tests.unit.raft.rig import Cluster, T
+
+AB, A = frozenset("ab"), frozenset("a")
+OLD, JOINT, NEW = Membership(AB), Membership(A, outgoing=AB), Membership(A)
+
+
+def entry(before: list[Entry], kind: Kind, data: bytes) -> Entry:
+    chain = before[-1].chain if before else ROOT_CHAIN
+    return make_entry(chain, len(before) + 1, 1, kind, data)
+
+
+def log(*memberships: Membership) -> list[Entry]:
+    found = [entry([], Kind.NOOP, b"")]
+    for membership in memberships:
+        found.append(entry(found, Kind.MEMBERSHIP, encode(membership)))
+    return found
+
+
+def loaded(*memberships: Membership, commit: int) -> Loaded:
+    known = list(enumerate(memberships, 2))
+    return Loaded(HardState(1, "b", commit), membership=OLD, memberships=known, entries=log(*memberships))
+
+
+def test_who_left_campaigns_until_that_is_committed_as_the_others_may_not_have_heard_of_it() -> None:
+    """b led, committed the joint membership, appended the one without itself, and stopped. a needs the vote of b, and
+    does not get it, as b has more in its log; so b must lead once more, and bring a what it lacks.
+    """
+    cluster = Cluster("ab", loaded={"a": loaded(JOINT, commit=2), "b": loaded(JOINT, NEW, commit=2)}, membership=OLD)
+    cluster.wait(10 * T)
+    assert cluster.leader() == "a"
+    assert cluster["a"].node.state.membership == NEW
+    assert cluster["a"].node.state.commit == cluster["a"].node.state.log.last
+
+
+def test_who_left_does_not_campaign_any_more_when_that_is_committed() -> None:
+    cluster = Cluster("ab", loaded={"a": loaded(JOINT, NEW, commit=3), "b": loaded(JOINT, NEW, commit=3)})
+    cluster.cut = lambda _: True
+    cluster.wait(10 * T)
+    assert cluster["b"].node.state.leader is None
+    assert all(message.sender == "a" for message in cluster.mail)
