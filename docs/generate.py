@@ -51,7 +51,8 @@ def _row(option: Option) -> str:
 
 def _default(option: Option) -> str:
     if option.required:
-        return "required"
+        others = " or ".join(f"`{key}`" for key in option.instead)
+        return f"required unless there is {others}" if others else "required"
     return "none" if option.default is None else f"`{_shown(option.default)}`"
 
 
