@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
-from conveyord.core.errors import ConveyordError, Refused
+from conveyord.core.errors import ConveyordError, Refused, Retryable
 from conveyord.core.flow.positions import Position
 from conveyord.core.flow.record_log import (
     LOG_END,
@@ -92,6 +92,8 @@ class FakeLog(Cluster):
         """Called at the beginning of each poll, by whoever polls; may raise, or change what is there."""
         self.commit_errors: deque[ConveyordError] = deque()
         """With which commits fail, one for each, and do nothing."""
+        self.refuses_commits = False
+        """Whether every commit fails."""
         self.unreadable: set[TopicPartition] = set()
         """Of which nothing comes, as if the broker could not read its disk."""
         self.looked_for: list[frozenset[str] | None] = []
@@ -336,6 +338,7 @@ class FakeTail:
         self._wants = wants
         self._incarnations: dict[TopicPartition, FakePartition | None] = {}
         self._told_end: dict[TopicPartition, int] = {}
+        self._told: dict[TopicPartition, int] = {}
         self._silent: set[TopicPartition] = set()
         self._errors: deque[ConveyordError] = deque()
         self._patterns: list[re.Pattern[str]] = []
@@ -348,6 +351,8 @@ class FakeTail:
         with self.log.changed:
             assert not self.positions.keys() & starts.keys(), f"followed already: {starts}"
             self.positions |= starts
+            for place in starts:
+                self._told.pop(place, None)
             self._incarnations |= {place: self.log.partition(place) for place in starts}
             self._forget_told(starts)
 
@@ -442,7 +447,7 @@ class FakeTail:
         group = self.log.group(self.group or "")
         if self.lost:
             lost, self.lost = self.lost, []
-            self._call(lambda listener: listener.lost(lost))
+            self._call(lambda listener: listener.lost({place: self._told.get(place) for place in lost}))
             self.unassign(lost)
             with self.log.changed:
                 group.members.append(self)
@@ -458,7 +463,7 @@ class FakeTail:
             self._call(lambda listener: self.assign(listener.assigned(free)))
 
     def _give_up(self, places: list[TopicPartition]) -> None:
-        self._call(lambda listener: self.commit(listener.revoked(places), wait=True))
+        self._call(lambda listener: self._hand_over(listener, places))
         self.unassign(places)
         with self.log.changed:
             for place in places:
@@ -472,15 +477,27 @@ class FakeTail:
         except Exception as error:  # noqa: BLE001 - whatever it is, `poll` raises it
             self._fatal = error
 
+    def _hand_over(self, listener: Listener, places: list[TopicPartition]) -> None:
+        offsets = listener.revoked(places)
+        self.commit(offsets, wait=True)
+        untold = {place: self._told.get(place) for place, at in offsets.items() if self._told.get(place) != at.offset}
+        if untold:
+            listener.untold(untold, "refused")
+
     def commit(self, offsets: Mapping[TopicPartition, Position], *, wait: bool) -> None:
+        offsets = {place: at for place, at in offsets.items() if self._told.get(place) != at.offset}
         if not offsets or self.group is None:
             return
         with self.log.changed:
             if self.log.commit_errors and not wait:
                 self.tell(self.log.commit_errors.popleft())
                 return
+            if self.log.refuses_commits:
+                self.tell(Retryable("the coordinator is loading"))
+                return
             self.log.commits.append((self.group, dict(offsets)))
             self.log.group(self.group).committed.update(offsets)
+            self._told |= {place: at.offset for place, at in offsets.items()}
 
     # -------------------------------------------------------------------------- what goes wrong
 

@@ -164,6 +164,9 @@ class Member:
         self.owned -= set(partitions)
         return {place: Position(self.at[place]) for place in partitions}
 
-    def lost(self, partitions: Collection[TopicPartition]) -> None:
-        self.told.append(("lost", frozenset(partitions)))
-        self.owned -= set(partitions)
+    def untold(self, told: Mapping[TopicPartition, int | None], why: str) -> None:
+        self.told.append(("untold", frozenset(told)))
+
+    def lost(self, told: Mapping[TopicPartition, int | None]) -> None:
+        self.told.append(("lost", frozenset(told)))
+        self.owned -= told.keys()

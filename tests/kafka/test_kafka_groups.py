@@ -17,6 +17,7 @@ import pytest
 
 from tests.e2e.harness import RUN_SECONDS_MAX, Ended, Running
 from tests.e2e.test_metrics import PIPELINE, port_of, scrape
+from tests.kafka.broker import Broker
 from tests.kafka.cluster import Cluster, Record
 from tests.kafka.producing import Producing
 from tests.kafka.run_rig import KafkaJob, values
@@ -30,6 +31,7 @@ SHARED = {"assignment": "group", "columns": ["partition", "offset"], "commit_gro
 NEVER = {"every": "600s", "rows": 10_000_000}
 DEALT_ANEW = 12
 DEAL_SECONDS = 0.7
+HUNG_SECONDS_MAX = 75.0  # the longest that docs/kafka.md says
 COUNTED_MS = 50  # between two looks at what others do
 
 
@@ -268,6 +270,76 @@ def test_a_member_that_was_frozen_for_too_long_loses_nothing_and_doubles_at_most
         doubled = {number for number, found in times.items() if found > 1}
         assert doubled <= untold | due, f"{len(doubled - untold - due)} were committed by one that was no member"
         assert max(times.values()) <= 2
+
+
+AWAY_SECONDS = 3 * SESSION_SECONDS
+
+
+def read_and_untold(group: Group, *names: str) -> list[Running]:
+    """Members that have committed to their tables what the group is not told of."""
+    members = [group.join(name) for name in names]
+    group.kafka.produce(group.topic, spread(range(3_000)))
+    eventually(lambda: len(group.ids()) == 3_000 and group.kafka.group_members(group.topic) == len(names), *members)
+    return members
+
+
+def test_the_only_member_outlives_brokers_that_are_away_for_longer_than_its_session(
+    tmp_path: Path, broker: Broker
+) -> None:
+    with Group(tmp_path, broker, "a", commit_group_every="600s") as group:
+        (alone,) = read_and_untold(group, "a")
+        broker.kill()
+        time.sleep(AWAY_SECONDS)
+        broker.start()
+        broker.produce(group.topic, spread(range(3_000, 6_000)))
+        eventually(lambda: len(group.ids()) == 6_000, alone)
+        left(alone)
+        group.hold(range(6_000))
+        assert group.is_done()
+
+
+def test_members_that_lose_their_brokers_double_nothing_in_silence(tmp_path: Path, broker: Broker) -> None:
+    with Group(tmp_path, broker, "a", "b", commit_group_every="600s") as group:
+        members = read_and_untold(group, "a", "b")
+        broker.kill()
+        time.sleep(AWAY_SECONDS)
+        broker.start()
+        broker.produce(group.topic, spread(range(3_000, 6_000)))
+        eventually(lambda: set(group.ids()) == set(range(6_000)) or all(one.has_ended() for one in members))
+        time.sleep(SESSION_SECONDS)  # for what is read a second time
+        ended = [one.wait() for one in members if one.has_ended()]
+        for one in members:
+            if not one.has_ended():
+                left(one)
+        assert {end.summary["error"]["code"] for end in ended} <= {"SUPERSEDED"}
+        doubled = sum(count > 1 for count in group.ids().values())
+        print(f"doubled: {doubled}, ended: {len(ended)}")
+        assert not doubled or ended
+        again = [group.join(name) for name in group.jobs]
+        eventually(lambda: set(group.ids()) == set(range(6_000)), *again)
+        for one in again:
+            left(one)
+        assert max(group.ids().values()) <= 2
+
+
+@pytest.mark.parametrize("assignment", ["all", "group"])
+def test_a_broker_that_hangs_while_commits_are_sent_keeps_nobody_from_ending(
+    tmp_path: Path, broker: Broker, assignment: str
+) -> None:
+    with Group(tmp_path, broker, "a", commit_group_every="0.1s", assignment=assignment, batch_rows=20) as group:
+        group["a"].sink = {"commit": {"every": "0.1s"}}
+        broker.produce(group.topic, spread(range(100_000)))
+        running = group.join("a")
+        eventually(lambda: sum(group.offsets().values()) > 1_000, running)
+        broker.pause()
+        told = sum(group["a"].rows("SELECT count(*) FROM t")[0])
+        time.sleep(5)
+        assert rows_in(running, "a") > told, "nothing was read while the broker hung"
+        running.send(signal.SIGTERM)
+        began = time.monotonic()
+        ended, seconds = running.wait(), time.monotonic() - began
+        print(f"ended within {seconds:.0f} s: {(ended.summary.get('error') or {}).get('code')}")
+        assert seconds < HUNG_SECONDS_MAX
 
 
 def untold_of(group: Group, name: str) -> set[int]:

@@ -61,7 +61,8 @@ def test_a_run_outlives_its_broker_and_reads_each_record_once(tmp_path: Path, br
     ended.orderly(0)
     job.holds(range(1200))
     assert ended.summary["rows_in"] == ended.summary["rows_out"] == 1200
-    assert {f"{topic}[{number}]": at for number, at in broker.group_offsets(topic, topic).items()} == job.fence()
+    told = {f"{topic}[{number}]": at for number, at in broker.group_offsets(topic, topic).items()}
+    assert told == job.fence(), ended.err
     job.audit()
 
 

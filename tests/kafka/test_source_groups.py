@@ -232,7 +232,7 @@ async def test_a_commit_that_failed_is_made_again(hasty_clock: MockClock) -> Non
     logs.log.commit_errors.extend([Retryable("the group is in a rebalance")] * 2)
     async with running(logs, topics=topic, group_id=group) as run:
         await run.until(lambda: logs.log.group_offsets(group, topic) == {0: 5, 1: 5})
-        assert run.source.health.errors["UNAVAILABLE"] == 2
+        await run.until(lambda: run.source.health.errors["UNAVAILABLE"] == 2)
         await run.stop()
 
 
@@ -392,6 +392,110 @@ async def test_a_member_that_is_taken_for_dead_with_everything_settled_goes_on(h
         await run.until_rows(15)
         await run.stop()
     assert sorted(run.sinks.column("n")) == [*range(6), 50, 51, 52, *range(100, 106)]
+
+
+async def lost_untold(run: Run, logs: FakeLogs) -> None:
+    """Have the group take a run for dead that has rows which the group was never told of."""
+    await run.until_rows(12)
+    await trio.sleep(1)
+    tail = run.ports.tails[0]
+    assert isinstance(tail, FakeTail)
+    logs.log.expel(tail)
+
+
+async def test_who_was_taken_for_dead_and_is_given_everything_back_goes_on(hasty_clock: MockClock) -> None:
+    """As the only member of a group whose brokers were away for longer than its session."""
+    logs, group = FakeLogs(), "g"
+    topic = two_partitions(logs, 6)
+    logs.log.refuses_commits = True
+    async with running(logs, topics=topic, group_id=group, **SHARED) as run:
+        await lost_untold(run, logs)
+        await run.until(lambda: run.source.health.rebalances > 0)
+        logs.log.refuses_commits = False
+        logs.log.produce(topic, numbered(3, first=50))
+        await run.until_rows(15)
+        await run.until(lambda: logs.log.group_offsets(group, topic) == {0: 9, 1: 6})
+        await run.stop()
+    assert sorted(run.sinks.column("n")) == [*range(6), 50, 51, 52, *range(100, 106)]
+
+
+@pytest.mark.parametrize("gives_back", [False, True])
+async def test_who_was_taken_for_dead_says_what_another_member_may_have_read_again(
+    hasty_clock: MockClock, *, gives_back: bool
+) -> None:
+    """It keeps one partition; or gives both back, having committed what it read of them."""
+    logs, group = FakeLogs(), "g"
+    topic = two_partitions(logs, 6)
+    logs.log.refuses_commits = True
+    other = logs.log.tail(group=group)
+    member = Member(logs.reader(), group)
+    async with running(logs, topics=topic, group_id=group, **SHARED) as run:
+
+        def take(tail: FakeTail) -> None:
+            if tail is run.ports.tails[0] and tail.lost and not member.told:
+                logs.log.refuses_commits = False
+                other.subscribe([topic], member)
+                other.poll(0.0)
+                assert member.at == dict.fromkeys(partitions, 0)
+                member.at = dict.fromkeys(partitions, 3)
+                if gives_back:
+                    other.close()
+                else:
+                    logs.log.polled = lambda tail: other.poll(0.0) and None if tail is run.ports.tails[0] else None
+
+        partitions = [TopicPartition(topic, number) for number in range(2)]
+        logs.log.polled = take
+        await lost_untold(run, logs)
+        await run.end()
+    assert isinstance(run.error, Superseded)
+    assert "was not told what was read" in str(run.error)
+    assert f"{topic}[0] up to 6" in str(run.error)
+    assert "taken" not in str(run.error)
+    assert f"{topic}[1] up to 6" in str(run.error)
+
+
+async def test_who_was_taken_for_dead_and_is_given_nothing_says_what_is_owed_at_the_end(hasty_clock: MockClock) -> None:
+    logs, group = FakeLogs(), "g"
+    topic = two_partitions(logs, 6)
+    logs.log.refuses_commits = True
+    async with running(logs, topics=topic, group_id=group, **SHARED) as run:
+
+        def keep_out(tail: FakeTail) -> None:
+            if tail.lost:
+                logs.log.dealt = lambda _group: {}  # type: ignore[method-assign]
+
+        logs.log.polled = keep_out
+        await lost_untold(run, logs)
+        await trio.sleep(5)
+        run.drain.set()
+        await run.end()
+    assert isinstance(run.error, Superseded)
+    assert f"{topic}[0] up to 6, {topic}[1] up to 6: the group took this member for dead" in str(run.error)
+
+
+async def test_what_the_group_refuses_to_be_told_while_partitions_go_is_said(hasty_clock: MockClock) -> None:
+    logs, group = FakeLogs(), "g"
+    topic = two_partitions(logs, 6)
+    logs.log.refuses_commits = True
+    async with running(logs, topics=topic, group_id=group, **SHARED) as run:
+        await run.until_rows(12)
+        other = Other(logs, group, topic)
+        await run.end()
+        await run.until(other.has(2))
+    assert isinstance(run.error, Superseded)
+    assert "refused" in str(run.error)
+    assert len(run.sinks.rows) == 12
+
+
+async def test_a_member_that_read_nothing_owes_nothing(hasty_clock: MockClock) -> None:
+    logs, group = FakeLogs(), "g"
+    topic = two_partitions(logs, 0)
+    logs.log.refuses_commits = True
+    async with running(logs, topics=topic, group_id=group, **SHARED) as run:
+        await run.until(lambda: run.source.health.partitions == 2)
+        other = Other(logs, group, topic)
+        await run.until(other.has(1))
+        await run.stop()
 
 
 # ---------------------------------------------------------------------------- leaving

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as Place
 
-from conveyord.core.errors import Retryable, Superseded
+from conveyord.core.errors import Retryable
 from conveyord.core.flow.positions import Position
 from conveyord.core.flow.record_log import OutOfRange, Records, TopicPartition, Vanished
 from conveyord.storage.kafka.connection import Connection
@@ -58,13 +59,25 @@ class Consumer:
         self.commits = 0
         self.answer: Callable[[KafkaError | None, list[Any]], None] | None = None
 
-    def commit(self, *, offsets: Sequence[Any], asynchronous: bool) -> Sequence[Any]:
+    def commit(self, *, offsets: Sequence[Any], asynchronous: bool) -> Sequence[Any] | None:
         self.commits += 1
         if self._refusals and not asynchronous:
             raise KafkaException(KafkaError(self._refusals.pop(0)))
-        return offsets
+        return None if asynchronous else offsets
 
     def pause(self, places: Sequence[Any]) -> None:
+        pass
+
+    def subscribe(self, _topics: list[str], **callbacks: Callable[[Any, list[Any]], None]) -> None:
+        self._callbacks = callbacks
+
+    def revoke(self) -> None:
+        self._callbacks["on_revoke"](self, [Place(*place) for place in PLACES])
+
+    def lose(self) -> None:
+        self._callbacks["on_lost"](self, [Place(*place) for place in PLACES])
+
+    def incremental_unassign(self, places: Sequence[Any]) -> None:
         pass
 
     def poll(self, _seconds: float) -> None:
@@ -199,18 +212,70 @@ def test_nothing_is_committed_where_nobody_answers_as_closing_would_wait_for_it(
     assert len(tail.errors()) == 1 - commits
 
 
-def test_who_cannot_tell_the_group_what_it_has_read_says_so_and_what_was_told_needs_nobody(
-    tail: KafkaTail, monkeypatch: pytest.MonkeyPatch
+@dataclass
+class Leaving:
+    """A listener that gives up what it has read, and keeps what it is told."""
+
+    offsets: Mapping[TopicPartition, Position]
+    told: list[tuple[Mapping[TopicPartition, int | None], str]] = field(default_factory=list)
+
+    def assigned(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, int]:
+        raise NotImplementedError
+
+    def revoked(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Position]:
+        return self.offsets
+
+    def untold(self, told: Mapping[TopicPartition, int | None], why: str) -> None:
+        self.told.append((told, why))
+
+    def lost(self, told: Mapping[TopicPartition, int | None]) -> None:
+        self.told.append((told, ""))
+
+
+@pytest.mark.parametrize(
+    ("is_there", "refusals", "why"),
+    [
+        (False, [], "cannot be reached|did not answer|nobody|is it up"),
+        (True, [KafkaError.UNKNOWN_MEMBER_ID], "UNKNOWN_MEMBER_ID"),
+        (True, [KafkaError._WAIT_COORD] * 50, "_WAIT_COORD"),
+    ],
+)
+def test_a_listener_hears_what_the_group_was_not_told(
+    tail: KafkaTail, mock: MockBroker, monkeypatch: pytest.MonkeyPatch, why: str, *, is_there: bool, refusals: list[int]
 ) -> None:
-    monkeypatch.setattr("conveyord.storage.kafka.tail.COMMIT_SECONDS", 0.1)
-    tail._group, tail._is_called_back = "g", True
-    tail._consumer = Consumer()  # type: ignore[assignment]
+    monkeypatch.setattr("conveyord.storage.kafka.tail.COMMIT_SECONDS", 0.3)
+    if is_there:
+        tail._connection = Connection(mock.bootstrap, {}, 5.0)
+    tail._group, tail._consumer = "g", (consumer := Consumer(refusals=refusals))  # type: ignore[assignment]
+    listener = Leaving({PLACES[0]: Position(5), PLACES[1]: Position(7)})
+    tail.subscribe(["t"], listener)
     tail._on_commit(None, [Place("t", 0, 5)])
-    tail.commit({PLACES[0]: Position(5)}, wait=True)
-    tail._followed = {PLACES[1]: 6}
-    tail.commit({PLACES[1]: Position(6)}, wait=True)  # nothing came
-    with pytest.raises(Superseded, match=r"was not told what was read \(t\[1\] up to 7\)\. The table has it"):
-        tail.commit({PLACES[0]: Position(5), PLACES[1]: Position(7)}, wait=True)
+    consumer.revoke()
+    ((told, said),) = listener.told
+    assert told == {PLACES[1]: None}
+    assert re.search(why, said)
+
+
+def test_a_listener_hears_nothing_of_what_the_group_was_told(tail: KafkaTail, mock: MockBroker) -> None:
+    tail._connection = Connection(mock.bootstrap, {}, 5.0)
+    tail._group, tail._consumer = "g", (consumer := Consumer())  # type: ignore[assignment]
+    listener = Leaving({PLACES[0]: Position(5)})
+    tail.subscribe(["t"], listener)
+    consumer.revoke()
+    assert listener.told == []
+    consumer.lose()
+    assert listener.told == [({PLACES[0]: 5, PLACES[1]: None}, "")]
+
+
+def test_no_commit_is_sent_while_one_is_not_answered(tail: KafkaTail) -> None:
+    """Where nobody answers they would pile up, and each keeps `close` waiting."""
+    tail._group, tail._consumer = "g", (consumer := Consumer())  # type: ignore[assignment]
+    for offset in (1, 2, 3):
+        tail.commit({PLACES[0]: Position(offset)}, wait=False)
+    assert consumer.commits == 1
+    tail._on_commit(None, [Place("t", 0, 1)])
+    tail.commit({PLACES[0]: Position(3)}, wait=False)
+    assert consumer.commits == 2
 
 
 class Contradicting(Consumer):

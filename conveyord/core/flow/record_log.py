@@ -164,8 +164,11 @@ class Listener(Protocol):
         Returns what to commit for the group before.
         """
 
-    def lost(self, partitions: Collection[TopicPartition]) -> None:
-        """These are another's already."""
+    def untold(self, told: Mapping[TopicPartition, int | None], why: str) -> None:
+        """The group could not be told what `revoked` returned of these. told: what it has taken since they are ours."""
+
+    def lost(self, told: Mapping[TopicPartition, int | None]) -> None:
+        """These may be another's already. told: as for `untold`."""
 
 
 class Tail(Protocol):
@@ -201,11 +204,11 @@ class Tail(Protocol):
         """The end of what is followed as far as it was heard of. Asks nobody."""
 
     def commit(self, offsets: Mapping[TopicPartition, Position], *, wait: bool) -> None:
-        """Have the group go on at these offsets. Failures are counted by `errors`, since they are a cache of ours.
+        """Have the group go on at these offsets, unless it was told so before. Failures are counted by `errors`, since
+        they are a cache of ours; so nothing is sent while the last commit is not answered, nor where nobody answers.
 
-        wait: until that is known to have arrived, or for ten seconds; for when reading has ended, as records that come
-        meanwhile are dropped, and for `Listener.revoked`. Nothing is sent where nobody answers, since a commit under
-        way keeps `close` waiting; what the listener gave up is untold then, so `poll` or `close` raises Superseded.
+        wait: until that is known to have arrived, or for seconds; for when reading has ended, as records that come
+        meanwhile are dropped.
         """
 
     def errors(self) -> Sequence[ConveyordError]:
@@ -214,5 +217,5 @@ class Tail(Protocol):
     def close(self) -> None:
         """Leave the group and let go of everything. Raises what the listener raised meanwhile.
 
-        Where no broker answers, commits that are under way are waited for as long as the session of the group lasts.
+        Where no broker answers, commits that are under way are not waited for longer than seconds.
         """

@@ -7,11 +7,12 @@ the trio thread, has the sinks commit that meanwhile.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple, NoReturn, TypeVar
 
 import trio
 
-from conveyord.core.errors import Superseded
+from conveyord.core.errors import Retryable, Superseded
 from conveyord.core.flow.positions import Partition, Position
 from conveyord.core.flow.record_log import PartitionReader, TopicPartition
 from conveyord.core.units import format_seconds
@@ -23,6 +24,17 @@ from conveyord.engine.kafka.pump import Pump
 from conveyord.engine.kafka.reading import Inquiry, Reading
 
 WAIT_SLICE_SECONDS = 0.05
+ASK_AGAIN_SECONDS = 1.0
+PLACES_NAMED_MAX = 5
+TAKEN_FOR_DEAD = "the group took this member for dead"
+T = TypeVar("T")
+
+
+class _Owed(NamedTuple):
+    """What the group has taken of a partition, if anything, and how far every sink is."""
+
+    told: int | None
+    reached: int
 
 
 class Handover:
@@ -51,6 +63,7 @@ class Handover:
         self._releases: list[Release] = []
         self._has_settled = trio.Event()
         self._is_first_assignment = True
+        self._owed: dict[TopicPartition, _Owed] = {}  # what the group took away before it was told
 
     # -------------------------------------------------------------------------- what the sinks have
 
@@ -77,11 +90,12 @@ class Handover:
             self._releases.remove(release)
             release.done.set()
 
-    def must_be_settled(self, why: str) -> None:
-        """Raise Superseded if others are about to read what was sent and not committed. why: reading has ended."""
+    def must_owe_nothing(self) -> None:
+        """Reading has ended. Raise Superseded if others read, or are about to read, what was sent."""
         left = self._partitions.unsettled(self._partitions.ours)
         if left:
-            self._supersede(left, f"{why}, and not every sink took what was sent within {self._limit}")
+            self._supersede(left, f"reading ended, and not every sink took what was sent within {self._limit}")
+        self._demand(self._owed, TAKEN_FOR_DEAD)
 
     # -------------------------------------------------------------------------- by the pump's thread
 
@@ -92,14 +106,28 @@ class Handover:
         else:
             self._health.rebalances += 1
 
-        def open_those(reader: PartitionReader) -> dict[TopicPartition, int]:
+        def opened(reader: PartitionReader) -> dict[TopicPartition, int]:
             known = self._partitions
             # As they are known: that one was made anew is for `watch` to see.
             known.topics = {**known.look(reader), **known.topics}
             known.away.difference_update(partitions)
             return known.open([place for place in partitions if place.topic in known.topics], reader)
 
-        return self._inquiry.ask_here(open_those)
+        starts = self._ask(opened)
+        if partitions:
+            self._settle_debts(partitions)
+        return starts
+
+    def _ask(self, question: Callable[[PartitionReader], T]) -> T:
+        """What the reader says; where nobody answers, asked again until `outage_timeout`."""
+        deadline = time.monotonic() + self._reading.outage_seconds
+        while True:
+            try:
+                return self._inquiry.ask_here(question)
+            except Retryable:
+                if self._pump.stopping or time.monotonic() >= deadline:
+                    raise
+                time.sleep(ASK_AGAIN_SECONDS)
 
     def revoked(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Position]:
         """See `Listener.revoked`. Raises Superseded if not every sink has what was sent, within `release_seconds`."""
@@ -109,30 +137,75 @@ class Handover:
             while not release.done.wait(WAIT_SLICE_SECONDS) and not self._pump.stopping:
                 if time.monotonic() > deadline:
                     self._supersede(partitions, f"not every sink took what was read of them within {self._limit}")
-        # Once more what was committed without waiting: nobody knows whether that arrived.
-        offsets = self._publisher.offsets_to_commit(partitions, again=True)
+        offsets = self._publisher.offsets(partitions)
         if not self._pump.stopping:  # or they are ours to the end, and so is what is unread in them
             self._partitions.away.update(partitions)
         return offsets
 
-    def lost(self, partitions: Collection[TopicPartition]) -> None:
-        """See `Listener.lost`. Raises Superseded if not every sink has what was sent, or something is on its way."""
+    def untold(self, told: Mapping[TopicPartition, int | None], why: str) -> None:
+        """See `Listener.untold`. Raises Superseded if what every sink has is read again by who is given it now."""
+        self._demand(self._debts(told), why)
+
+    def lost(self, told: Mapping[TopicPartition, int | None]) -> None:
+        """See `Listener.lost`. Raises Superseded if not every sink has what was sent, or something is on its way.
+
+        What every sink has and the group was not told of is owed: until it is known who was given that meanwhile.
+        """
         known = self._partitions
-        known.away.update(partitions)
+        known.away.update(told)
         taken = self._hopper.taken()
-        self._hopper.close(partitions)
-        if any(taken.get(place, 0) > known.sent_to(place) or not known.is_settled(place) for place in partitions):
-            self._supersede(partitions, "the group took this member for dead")
+        self._hopper.close(told)
+        if any(taken.get(place, 0) > known.sent_to(place) or not known.is_settled(place) for place in told):
+            self._supersede(told, TAKEN_FOR_DEAD)
+        self._owed |= self._debts(told)
+        if self._pump.stopping:
+            self._demand(self._owed, TAKEN_FOR_DEAD)
+
+    def _debts(self, told: Mapping[TopicPartition, int | None]) -> dict[TopicPartition, _Owed]:
+        """Those partitions in which every sink is further than the group."""
+        known, found = self._partitions, dict[TopicPartition, _Owed]()
+        for place, offset in told.items():
+            reached = known.reached(place)
+            group_at = known.group_at.get(place) if offset is None else offset
+            # Where the group had no offset it is owed nothing until something came.
+            if reached is not None and reached > (known.beginnings[place].at if group_at is None else group_at):
+                found[place] = _Owed(group_at, reached)
+        return found
+
+    def _settle_debts(self, given: Collection[TopicPartition]) -> None:
+        """Raise Superseded for what others may have read a second time since it was lost: what is not given back, or
+        has moved in their hands.
+        """
+        owed, self._owed = self._owed, {}
+        at = self._partitions.group_at
+        untouched = {one for one, debt in owed.items() if one in given and at.get(one) in (debt.told, debt.reached)}
+        self._demand({one: debt for one, debt in owed.items() if one not in untouched}, TAKEN_FOR_DEAD)
 
     @property
     def _limit(self) -> str:
         return f"release_timeout ({format_seconds(self._reading.release_seconds)})"
 
-    def _supersede(self, places: Collection[TopicPartition], why: str) -> None:
+    def _supersede(self, places: Collection[TopicPartition], why: str) -> NoReturn:
         """Raise what ends a run without another commit: what it would commit is read by another member."""
         self._pump.stopping = True  # nothing is waited for any more
-        names = ", ".join(sorted(map(str, places))[:5])
         raise Superseded(
-            f"partitions {names} went to another member of the group {self._reading.group!r} before what was read of "
-            f"them was committed: {why}. Nothing more is committed; run again to go on with what the group gives"
+            f"partitions {_named(places)} went to another member of the group {self._reading.group!r} before what was "
+            f"read of them was committed: {why}. Nothing more is committed; run again to go on with what the group "
+            "gives"
         )
+
+    def _demand(self, owed: Mapping[TopicPartition, _Owed], why: str) -> None:
+        """Raise Superseded if something is owed."""
+        if owed:
+            self._pump.stopping = True
+            raise Superseded(
+                f"the group {self._reading.group!r} was not told what was read of "
+                f"{_named([f'{place} up to {owed[place].reached}' for place in sorted(owed)])}: {why}. The table has "
+                "that; a member that is given these partitions before this one is run again reads it a second time"
+            )
+
+
+def _named(places: Collection[object]) -> str:
+    shown = sorted(map(str, places))
+    more = len(shown) - PLACES_NAMED_MAX
+    return ", ".join(shown[:PLACES_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")

@@ -77,8 +77,10 @@ class Partitions:
         """Since when each partition is read, by trio's clock."""
         self.newest_sent_ms: dict[TopicPartition, int] = {}
         """The time of the last record that was sent, by partition."""
+        self.group_at: dict[TopicPartition, int] = {}
+        """The group's offset of each partition, as it was found when the partition came; not there if it had none."""
         self.published: dict[TopicPartition, int] = {}
-        """The group's offset of each partition, as it was found or as the group was told."""
+        """Behind which the group's offset never goes: as it was found, or as far as anybody was to tell the group."""
         self.gone: set[str] = set()
         """Topics that are not there any more, until every sink has what was fetched of them."""
         self.away: set[TopicPartition] = set()
@@ -118,6 +120,9 @@ class Partitions:
             **{place: extent.first for place, extent in extents.items() if place not in self._first_places},
             **{place: self.beginnings[place].at for place in extents if place in self.beginnings},
         }
+        for place in extents:
+            self.group_at.pop(place, None)
+        self.group_at |= committed
         self.published |= committed
         held = [Positions({**fence, **self._further(fence)}) for fence in self._fences]
         opened = {
@@ -220,6 +225,11 @@ class Partitions:
         return known.at if sent is None else max(known.at, sent.offset)
 
     # -------------------------------------------------------------------------- what every sink has
+
+    def reached(self, place: TopicPartition) -> int | None:
+        """How far every sink is in a partition that is, or was, ours; None if that is not known. By any thread."""
+        known = self.beginnings.get(place)
+        return None if known is None else self.progress.reached(known.partition)
 
     @property
     def ours(self) -> list[TopicPartition]:

@@ -25,7 +25,6 @@ class Publisher:
         self._partitions = partitions
         self._pump = pump
         self._health = health
-        self._errors_seen = 0
         self._base = health.records, health.bytes, health.pauses, health.errors.copy()
 
     async def run(self) -> None:
@@ -40,29 +39,18 @@ class Publisher:
 
     def commit(self, *, wait: bool) -> None:
         """Have the group go on behind every sink, soon. wait: nobody polls before that is known to have arrived."""
-        # By the pump's thread, as it comes to it: what is worked out here could be another member's by then. What was
-        # committed before an error came may not have arrived.
+        # By the pump's thread, as it comes to it: what is worked out here could be another member's by then.
         if self._reading.group is not None:
-            errors, self._errors_seen = self._errors_seen, self._pump.errors.total()
-            again = wait or errors < self._errors_seen
-            self._pump.do(
-                lambda tail: tail.commit(self.offsets_to_commit(self._partitions.ours, again=again), wait=wait)
-            )
+            self._pump.do(lambda tail: tail.commit(self.offsets(self._partitions.ours), wait=wait))
 
-    def offsets_to_commit(
-        self, places: Collection[TopicPartition], *, again: bool = False
-    ) -> dict[TopicPartition, Position]:
-        """How far every sink is in each partition of ours, where that is further than the group was told; again: or as
-        far. By the pump's thread.
-        """
+    def offsets(self, places: Collection[TopicPartition]) -> dict[TopicPartition, Position]:
+        """How far every sink is in each partition, unless the group was to be told more. By the pump's thread."""
         known, found = self._partitions, dict[TopicPartition, Position]()
         for place in places:
-            beginning = known.beginnings.get(place)
-            reached = None if beginning is None else known.progress.reached(beginning.partition)
-            if beginning is None or reached is None or reached + again <= known.published.get(place, -1):
-                continue
-            found[place] = Position(reached, beginning.mark)
-            known.published[place] = reached
+            reached = known.reached(place)
+            if reached is not None and reached >= known.published.get(place, -1):
+                found[place] = Position(reached, known.beginnings[place].mark)
+                known.published[place] = reached
         return found
 
     def gauge(self) -> None:

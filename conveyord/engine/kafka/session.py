@@ -126,7 +126,7 @@ class Session:
         if shares:
             with suppress(trio.BrokenResourceError):  # no sink listens any more
                 await flush()
-            self.handover.must_be_settled("reading ended")
+            self.handover.must_owe_nothing()
         elif failure is None and self._again is None:
             await flush()
         if failure is not None:

@@ -12,9 +12,10 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from conveyord.core.errors import ConfigError, ConveyordError, Retryable, Superseded
+from conveyord.core.errors import ConfigError, ConveyordError, Retryable
 from conveyord.core.flow.positions import Position
 from conveyord.core.flow.record_log import (
     Event,
@@ -37,8 +38,12 @@ CONSUME_MAX = 1_000
 """Messages taken at once. More make Python's garbage collector slow, fewer cost more calls."""
 CONSUME_BYTES = 8 * 1024 * 1024  # about as much is taken at once, so that large messages do not come by the thousand
 ERRORS_KEPT = 100  # of those that nobody has asked for yet
-COMMIT_SECONDS = 10.0  # for a commit that is waited for: another member reads on from it
+COMMIT_SECONDS = 10.0  # for a commit that others wait for: another member reads on from it
+LAST_COMMIT_SECONDS = (
+    30.0  # for one that nobody waits for, of a cluster that answers: its coordinator may have to come up
+)
 COMMIT_PAUSE_SECONDS = 0.1
+CLOSE_SECONDS = 5.0  # for the answer to a commit that is under way
 _COMMIT_AGAIN = {
     "COORDINATOR_LOAD_IN_PROGRESS",
     "COORDINATOR_NOT_AVAILABLE",
@@ -88,7 +93,7 @@ class KafkaTail:
         self._brokers = connection.brokers
         self._wants = frozenset(wants)
         self._group = group
-        self._told: deque[ConveyordError] = deque(maxlen=ERRORS_KEPT)
+        self._errors: deque[ConveyordError] = deque(maxlen=ERRORS_KEPT)
         self._fatal: Exception | None = None
         self._followed: dict[TopicPartition, int] = {}
         self._vanished: deque[TopicPartition] = deque()
@@ -96,11 +101,13 @@ class KafkaTail:
         self._paused = False
         self._is_down = False  # as far as was told
         self._is_called_back = False
+        self._is_left_alone = False
+        self._listener: Listener | None = None
         self._told_group: dict[TopicPartition, int] = {}  # what the coordinator has taken since a partition is ours
         self._commits = 0  # under way, and what those said that ended since somebody waits
         self._refusals: deque[KafkaError] = deque(maxlen=ERRORS_KEPT)
         self._count = CONSUME_MAX
-        self._lock = threading.Lock()  # of _told: callbacks come in whatever thread polls
+        self._lock = threading.Lock()  # of _errors and _commits: answers come in whatever thread polls, or waits
         own = {**SETTINGS, "group.id": group or NO_GROUP, "on_commit": self._on_commit}
         defaults = Connection(
             connection.brokers, {**_texts(DEFAULTS), **connection.settings}, connection.connect_seconds
@@ -149,19 +156,30 @@ class KafkaTail:
 
         def on_revoke(consumer: Consumer, places: list[Place]) -> None:
             partitions = [_partition(place) for place in places]
-            with self._later():
-                self.commit(listener.revoked(partitions), wait=True)
+            if not self._is_left_alone:
+                self._give_up(partitions, listener)
             with self._later():
                 self._drop(consumer, partitions)
 
         def on_lost(consumer: Consumer, places: list[Place]) -> None:
             partitions = [_partition(place) for place in places]
             with self._later():
-                listener.lost(partitions)
+                if not self._is_left_alone:
+                    listener.lost(self._told(partitions))
             with self._later():
                 self._drop(consumer, partitions)
 
+        self._listener = listener
         self._consumer.subscribe(list(topics), on_assign=on_assign, on_revoke=on_revoke, on_lost=on_lost)
+
+    def _give_up(self, partitions: list[TopicPartition], listener: Listener) -> None:
+        """Tell the group how far everything is that another member reads on."""
+        with self._later():
+            offsets = listener.revoked(partitions)
+            why = self._commit_waiting(offsets)
+            untold = [place for place, at in offsets.items() if self._told_group.get(place) != at.offset]
+            if untold:
+                listener.untold(self._told(untold), why)
 
     @contextmanager
     def _later(self) -> Iterator[None]:
@@ -295,76 +313,109 @@ class KafkaTail:
 
     def commit(self, offsets: Mapping[TopicPartition, Position], *, wait: bool) -> None:
         """See `Tail.commit`."""
-        news = {place: at for place, at in offsets.items() if self._told_group.get(place) != at.offset}
-        if not news or self._group is None:
+        if wait:
+            self._commit_waiting(offsets)
             return
-        blocking = wait and self._is_called_back
-        deadline = time.monotonic() + (COMMIT_SECONDS if wait else 0.0)
-        if (wait or self._is_down) and not self._is_answered(next(iter(news)).topic, deadline):
-            # Where nothing came since a partition is ours, the group is where it was.
-            owed = {place: at for place, at in news.items() if at.offset > self._followed.get(place, -1)}
-            if blocking and owed:
-                raise Superseded(_untold(self._brokers, self._group, owed))
-            return
-        deadline = time.monotonic() + COMMIT_SECONDS  # anew: who has just come back may need all of it
+        news = self._news(offsets)
+        if news and not self._commits and not (self._is_down and self._silence(news, time.monotonic())):
+            for error in self._commit(news):
+                self._tell(error)
+
+    def _commit_waiting(self, offsets: Mapping[TopicPartition, Position]) -> str:
+        """Have the group go on at these offsets, and wait for its answer. Returns why it has not taken them all."""
+        news = self._news(offsets)
+        silence = self._silence(news, time.monotonic() + COMMIT_SECONDS) if news else None
+        if not news or silence is not None:
+            return str(silence or "")
+        blocking = self._is_called_back
+        passing = _COMMIT_AGAIN if blocking else _COMMIT_AGAIN_POLLING
+        # Anew: who has just come back may need all of it.
+        deadline = time.monotonic() + (COMMIT_SECONDS if blocking else LAST_COMMIT_SECONDS)
         while True:
-            errors = self._commit(news, blocking=blocking)
-            for one in errors:
-                self._tell(one)
-            if wait and not blocking:
+            errors = self._commit_blocking(news, deadline) if blocking else self._commit(news)
+            for error in errors:
+                self._tell(error)
+            if not blocking:
                 errors += self._answers(deadline)
-            again = _COMMIT_AGAIN if blocking else _COMMIT_AGAIN_POLLING
-            passing = [one for one in errors if one.name() in again]
-            if not wait or not passing or time.monotonic() >= deadline:
-                return
+            if not any(error.name() in passing for error in errors) or time.monotonic() >= deadline:
+                return "; ".join(sorted({str(as_conveyord_error(error, self._brokers)) for error in errors}))
             time.sleep(COMMIT_PAUSE_SECONDS)
 
-    def _is_answered(self, topic: str, deadline: float) -> bool:
-        """Whether anybody answers by then, asked once at least. A commit under way is not given up before the session
-        ends (45 s by default), and until then the consumer cannot be closed.
+    def _news(self, offsets: Mapping[TopicPartition, Position]) -> Mapping[TopicPartition, Position]:
+        """What the group does not know yet."""
+        if self._group is None:
+            return {}
+        return {place: at for place, at in offsets.items() if self._told_group.get(place) != at.offset}
+
+    def _told(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, int | None]:
+        return {place: self._told_group.get(place) for place in partitions}
+
+    def _silence(self, places: Collection[TopicPartition], deadline: float) -> ConveyordError | None:
+        """The error if nobody answers by then, asked once at least. A commit under way is not given up before the
+        session ends (45 s by default), and until then the consumer cannot be closed.
         """
         # By a client of its own: within a callback, what the consumer is asked breaks the binding, or waits.
         contact = Contact(self._connection)
         while True:
             try:
-                contact.metadata(topic)
+                contact.metadata(next(iter(places)).topic)
             except ConveyordError as error:
                 if time.monotonic() >= deadline:
                     with self._lock:
-                        self._told.append(error)
-                    return False
+                        self._errors.append(error)
+                    return error
                 time.sleep(COMMIT_PAUSE_SECONDS)
             else:
                 self._is_down = False
-                return True
+                return None
 
-    def _commit(self, offsets: Mapping[TopicPartition, Position], *, blocking: bool) -> list[KafkaError]:
-        """Send a commit. blocking: and wait for its answer, for as long as librdkafka does: nobody can poll within a
-        callback. Returns what is refused at once.
-        """
+    def _commit(self, offsets: Mapping[TopicPartition, Position], *, waits: bool = False) -> list[KafkaError]:
+        """Send a commit. waits: for its answer, for as long as librdkafka does. Returns what is refused."""
         from confluent_kafka import KafkaException
         from confluent_kafka import TopicPartition as Place
 
         places = [Place(*place, position.offset, position.mark) for place, position in offsets.items()]
+        with self._lock:
+            self._commits += 1
         try:
-            answers = self._consumer.commit(offsets=places, asynchronous=not blocking)
+            answers = self._consumer.commit(offsets=places, asynchronous=not waits)
         except KafkaException as error:
+            self._note_answered()
             return [error.args[0]]
-        self._commits += not blocking
-        return self._heard(answers or ())
+        if answers is None:  # `_on_commit` has them
+            return []
+        self._note_answered()
+        return self._heard(answers)
+
+    def _commit_blocking(self, offsets: Mapping[TopicPartition, Position], deadline: float) -> list[KafkaError]:
+        """Send a commit and wait for its answer: nobody can poll for one within a callback. Returns what is refused."""
+        from confluent_kafka import KafkaError
+
+        answers = SimpleQueue[list[KafkaError]]()
+        # By another thread, as nobody knows how long: librdkafka sends it again for ever.
+        threading.Thread(target=lambda: answers.put(self._commit(offsets, waits=True)), daemon=True).start()
+        try:
+            return answers.get(timeout=max(COMMIT_PAUSE_SECONDS, deadline - time.monotonic()))
+        except Empty:
+            return [KafkaError(KafkaError._TIMED_OUT)]  # noqa: SLF001 - so it is named
+
+    def _note_answered(self) -> None:
+        with self._lock:
+            self._commits -= 1
 
     def _answers(self, deadline: float) -> list[KafkaError]:
         """Poll until every commit is answered: reading has ended, so what comes beside that is dropped. Returns what
         was refused.
         """
-        self._consumer.pause(self._places(self._followed))
+        if self._commits:
+            self._consumer.pause(self._places(self._followed))
         self._refusals.clear()
         while self._commits and time.monotonic() < deadline:
             self._consumer.poll(COMMIT_PAUSE_SECONDS)
         return list(self._refusals)
 
     def _on_commit(self, error: KafkaError | None, places: list[Place]) -> None:
-        self._commits -= 1
+        self._note_answered()
         refused = [error] if error is not None else self._heard(places)
         self._refusals += refused[:1]
         for one in refused[:1]:
@@ -380,9 +431,9 @@ class KafkaTail:
     def errors(self) -> Sequence[ConveyordError]:
         """See `Tail.errors`."""
         with self._lock:
-            told = list(self._told)
-            self._told.clear()
-        return told
+            found = list(self._errors)
+            self._errors.clear()
+        return found
 
     def _on_error(self, error: KafkaError) -> None:
         if _BEFELL.get(error.name()) is Vanished:
@@ -407,15 +458,28 @@ class KafkaTail:
 
     def _tell(self, error: KafkaError) -> None:
         with self._lock:
-            self._told.append(as_conveyord_error(error, self._brokers))
+            self._errors.append(as_conveyord_error(error, self._brokers))
 
     def close(self) -> None:
         """See `Tail.close`."""
         known = self._fatal
-        # In this thread: in another one the binding's callbacks and librdkafka can wait for each other for ever.
-        self._consumer.close()
+        self._answers(time.monotonic() + CLOSE_SECONDS)
+        if self._commits:
+            self._leave_alone()
+        else:
+            # In this thread: in another one the binding's callbacks and librdkafka can wait for each other for ever.
+            self._consumer.close()
         if self._fatal is not None and self._fatal is not known:
             raise self._fatal
+
+    def _leave_alone(self) -> None:
+        """Let the consumer close when it can: librdkafka waits for the answer to a commit for ever. Such a thread ends
+        once a broker answers, or with the process.
+        """
+        if self._listener is not None:
+            self._give_up(list(self._followed), self._listener)
+        self._is_left_alone = True
+        threading.Thread(target=self._consumer.close, daemon=True).start()
 
     def _places(self, offsets: Mapping[TopicPartition, int]) -> list[Any]:
         from confluent_kafka import TopicPartition as Place
@@ -429,12 +493,3 @@ def _partition(place: Place) -> TopicPartition:
 
 def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in settings.items()}
-
-
-def _untold(brokers: str, group: str, offsets: Mapping[TopicPartition, Position]) -> str:
-    names = ", ".join(f"{place} up to {at.offset}" for place, at in sorted(offsets.items())[:5])
-    return (
-        f"Kafka at {brokers}: nobody answered for {COMMIT_SECONDS:.0f} s, so the group {group!r} was not told what was "
-        f"read ({names}). The table has it; a member that is given these partitions before this one is run again reads "
-        "it a second time"
-    )
