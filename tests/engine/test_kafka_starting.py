@@ -74,6 +74,12 @@ def test_a_beginning_beyond_the_end_is_refused() -> None:
         began(fences(None), Extent(0, 9), first=10)
 
 
+@pytest.mark.parametrize("has", [None, 3])
+def test_a_group_beyond_the_end_is_refused(has: int | None) -> None:
+    with pytest.raises(ConfigError, match="the group has read up to offset 10, but the partition ends at 9"):
+        began(fences(has), Extent(0, 9), handed_over=10)
+
+
 # ---------------------------------------------------------------------------- incarnations
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,19 +52,24 @@ class Said:
 
 
 class Consumer:
-    """Hands over what it was given. Commits fail with `refusals`, one for each."""
+    """Hands over what it was given. Commits fail with `refusals`, one for each; each is answered by the next poll."""
 
-    def __init__(self, said: Sequence[Said] = (), *, refusals: Sequence[int] = ()) -> None:
+    def __init__(self, said: Sequence[Said] = (), *, refusals: Sequence[int] = (), is_mute: bool = False) -> None:
         self._said = list(said)
         self._refusals = list(refusals)
+        self._is_mute = is_mute
+        self._asked: list[Sequence[Any]] = []
         self.commits = 0
+        self.is_closed = threading.Event()
         self.answer: Callable[[KafkaError | None, list[Any]], None] | None = None
 
-    def commit(self, *, offsets: Sequence[Any], asynchronous: bool) -> Sequence[Any] | None:
+    def commit(self, *, offsets: Sequence[Any], asynchronous: bool) -> None:
+        assert asynchronous
         self.commits += 1
-        if self._refusals and not asynchronous:
-            raise KafkaException(KafkaError(self._refusals.pop(0)))
-        return None if asynchronous else offsets
+        self._asked.append(offsets)
+
+    def assignment(self) -> list[Any]:
+        return []
 
     def pause(self, places: Sequence[Any]) -> None:
         pass
@@ -81,13 +87,31 @@ class Consumer:
         pass
 
     def poll(self, _seconds: float) -> None:
-        """Answer a commit that was not waited for."""
         assert self.answer is not None
-        self.answer(KafkaError(self._refusals.pop(0)) if self._refusals else None, [])
+        asked, self._asked = self._asked, self._asked if self._is_mute else []
+        for offsets in () if self._is_mute else asked:
+            self.answer(KafkaError(self._refusals.pop(0)) if self._refusals else None, list(offsets))
 
     def consume(self, _count: int, _seconds: float) -> list[Any]:
+        self.poll(0.0)
         said, self._said = self._said, []
         return said
+
+    def close(self) -> None:
+        self.is_closed.set()
+
+
+def with_consumer(tail: KafkaTail, consumer: Consumer) -> Consumer:
+    tail._consumer = consumer  # type: ignore[assignment]
+    consumer.answer = tail._offsets.on_commit
+    return consumer
+
+
+def in_group(tail: KafkaTail, bootstrap: str | None) -> None:
+    """Have it be in a group; without `bootstrap` nobody answers it."""
+    tail._offsets._group = "g"
+    if bootstrap is not None:
+        tail._offsets._connection = Connection(bootstrap, {}, 5.0)
 
 
 @pytest.fixture
@@ -100,7 +124,7 @@ def tail() -> Iterator[KafkaTail]:
 
 
 def polled(tail: KafkaTail, *said: Said) -> list[Any]:
-    tail._consumer = Consumer(said)  # type: ignore[assignment]
+    with_consumer(tail, Consumer(said))
     return list(tail.poll(0.0))
 
 
@@ -134,47 +158,23 @@ def test_a_topic_that_is_gone_is_told_once_for_each_partition_and_is_no_error(ta
     assert list(tail.errors()) == []
 
 
-@pytest.mark.parametrize("is_called_back", [False, True])
 @pytest.mark.parametrize(
     ("refusals", "wait", "commits", "errors"),
     [
         ([KafkaError.REBALANCE_IN_PROGRESS] * 2, True, 3, 2),
+        ([KafkaError.ILLEGAL_GENERATION], True, 2, 1),
         ([KafkaError.REBALANCE_IN_PROGRESS] * 2, False, 1, 0),
         ([KafkaError.UNKNOWN_MEMBER_ID] * 2, True, 1, 1),
     ],
 )
 def test_a_commit_that_is_waited_for_is_tried_again_while_that_can_help(
-    tail: KafkaTail,
-    mock: MockBroker,
-    refusals: list[int],
-    commits: int,
-    errors: int,
-    *,
-    wait: bool,
-    is_called_back: bool,
+    tail: KafkaTail, mock: MockBroker, refusals: list[int], commits: int, errors: int, *, wait: bool
 ) -> None:
-    tail._group, tail._is_called_back = "g", is_called_back
-    tail._connection = Connection(mock.bootstrap, {}, 5.0)
-    consumer = Consumer(refusals=refusals)
-    consumer.answer = tail._on_commit
-    tail._consumer = consumer  # type: ignore[assignment]
+    in_group(tail, mock.bootstrap)
+    consumer = with_consumer(tail, Consumer(refusals=refusals))
     tail.commit({PLACES[0]: Position(1)}, wait=wait)
     assert consumer.commits == commits
     assert len(tail.errors()) == errors
-
-
-@pytest.mark.parametrize(("is_called_back", "commits"), [(False, 2), (True, 1)])
-def test_a_commit_of_a_generation_that_is_past_is_tried_again_by_who_can_hear_of_the_new_one(
-    tail: KafkaTail, mock: MockBroker, commits: int, *, is_called_back: bool
-) -> None:
-    """Within a callback nobody hears of it, and others would wait for this member all the while."""
-    tail._group, tail._is_called_back = "g", is_called_back
-    tail._connection = Connection(mock.bootstrap, {}, 5.0)
-    consumer = Consumer(refusals=[KafkaError.ILLEGAL_GENERATION])
-    consumer.answer = tail._on_commit
-    tail._consumer = consumer  # type: ignore[assignment]
-    tail.commit({PLACES[0]: Position(1)}, wait=True)
-    assert consumer.commits == commits
 
 
 @pytest.mark.parametrize(
@@ -197,13 +197,9 @@ def test_nothing_is_committed_where_nobody_answers_as_closing_would_wait_for_it(
     wait: bool,
     is_there: bool,
 ) -> None:
-    monkeypatch.setattr("conveyord.storage.kafka.tail.COMMIT_SECONDS", 0.1)
-    tail._group = "g"
-    if is_there:
-        tail._connection = Connection(mock.bootstrap, {}, 5.0)
-    consumer = Consumer()
-    consumer.answer = tail._on_commit
-    tail._consumer = consumer  # type: ignore[assignment]
+    monkeypatch.setattr("conveyord.storage.kafka.group_offsets.COMMIT_SECONDS", 0.1)
+    in_group(tail, mock.bootstrap if is_there else None)
+    consumer = with_consumer(tail, Consumer())
     if is_down:
         tail._on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
         tail.errors()
@@ -229,51 +225,97 @@ class Leaving:
         self.told.append((told, why))
 
     def lost(self, told: Mapping[TopicPartition, int | None]) -> None:
-        self.told.append((told, ""))
+        self.told.append((told, "lost"))
+
+
+def polled_until(tail: KafkaTail, seconds: float = 0.6) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        tail.poll(0.0)
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
-    ("is_there", "refusals", "why"),
+    ("is_mute", "refusals", "why"),
     [
-        (False, [], "cannot be reached|did not answer|nobody|is it up"),
-        (True, [KafkaError.UNKNOWN_MEMBER_ID], "UNKNOWN_MEMBER_ID"),
-        (True, [KafkaError._WAIT_COORD] * 50, "_WAIT_COORD"),
+        (True, [], "no answer within seconds"),
+        (False, [KafkaError.UNKNOWN_MEMBER_ID], "UNKNOWN_MEMBER_ID"),
+        (False, [KafkaError._WAIT_COORD] * 1000, "_WAIT_COORD"),
     ],
 )
-def test_a_listener_hears_what_the_group_was_not_told(
-    tail: KafkaTail, mock: MockBroker, monkeypatch: pytest.MonkeyPatch, why: str, *, is_there: bool, refusals: list[int]
+def test_a_listener_hears_what_the_group_does_not_take_of_what_it_gave_up(
+    tail: KafkaTail, monkeypatch: pytest.MonkeyPatch, why: str, *, is_mute: bool, refusals: list[int]
 ) -> None:
-    monkeypatch.setattr("conveyord.storage.kafka.tail.COMMIT_SECONDS", 0.3)
-    if is_there:
-        tail._connection = Connection(mock.bootstrap, {}, 5.0)
-    tail._group, tail._consumer = "g", (consumer := Consumer(refusals=refusals))  # type: ignore[assignment]
+    monkeypatch.setattr("conveyord.storage.kafka.group_offsets.COMMIT_SECONDS", 0.3)
+    in_group(tail, None)
+    consumer = with_consumer(tail, Consumer(refusals=refusals, is_mute=is_mute))
     listener = Leaving({PLACES[0]: Position(5), PLACES[1]: Position(7)})
     tail.subscribe(["t"], listener)
-    tail._on_commit(None, [Place("t", 0, 5)])
+    tail._offsets._under_way = 1
+    tail._offsets.on_commit(None, [Place("t", 0, 5)])
     consumer.revoke()
+    polled_until(tail)
     ((told, said),) = listener.told
     assert told == {PLACES[1]: None}
-    assert re.search(why, said)
+    assert why in said
 
 
-def test_a_listener_hears_nothing_of_what_the_group_was_told(tail: KafkaTail, mock: MockBroker) -> None:
-    tail._connection = Connection(mock.bootstrap, {}, 5.0)
-    tail._group, tail._consumer = "g", (consumer := Consumer())  # type: ignore[assignment]
+@pytest.mark.parametrize("refusals", [[], [KafkaError._WAIT_COORD] * 2, [KafkaError.ILLEGAL_GENERATION]])
+def test_a_listener_hears_nothing_of_what_the_group_takes(
+    tail: KafkaTail, monkeypatch: pytest.MonkeyPatch, refusals: list[int]
+) -> None:
+    monkeypatch.setattr("conveyord.storage.kafka.group_offsets.COMMIT_SECONDS", 0.3)
+    in_group(tail, None)
+    consumer = with_consumer(tail, Consumer(refusals=refusals))
     listener = Leaving({PLACES[0]: Position(5)})
     tail.subscribe(["t"], listener)
     consumer.revoke()
+    polled_until(tail)
     assert listener.told == []
+    assert consumer.commits == 1 + len(refusals)
     consumer.lose()
-    assert listener.told == [({PLACES[0]: 5, PLACES[1]: None}, "")]
+    assert listener.told == [({PLACES[0]: 5, PLACES[1]: None}, "lost")]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_who_leaves_gives_up_what_is_ours_before_the_consumer_closes(
+    tail: KafkaTail, mock: MockBroker, monkeypatch: pytest.MonkeyPatch, *, is_there: bool
+) -> None:
+    monkeypatch.setattr("conveyord.storage.kafka.group_offsets.COMMIT_SECONDS", 0.1)
+    in_group(tail, mock.bootstrap if is_there else None)
+    consumer = with_consumer(tail, Consumer())
+    listener = Leaving({PLACES[0]: Position(5)})
+    tail.subscribe(["t"], listener)
+    tail.close()
+    assert consumer.is_closed.is_set()
+    assert consumer.commits == is_there
+    assert [told for told, _ in listener.told] == [] if is_there else [{PLACES[0]: None}]
+    consumer.revoke()
+    assert len(listener.told) == 1 - is_there, "it has given up everything"
+
+
+def test_a_commit_that_is_never_answered_keeps_nobody_from_closing(
+    tail: KafkaTail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conveyord.storage.kafka.tail.CLOSE_SECONDS", 0.1)
+    in_group(tail, None)
+    consumer, may_close = with_consumer(tail, Consumer(is_mute=True)), threading.Event()
+    monkeypatch.setattr(consumer, "close", lambda: may_close.wait() and consumer.is_closed.set())
+    tail.commit({PLACES[0]: Position(1)}, wait=False)
+    tail.close()
+    assert not consumer.is_closed.is_set()
+    may_close.set()
+    assert consumer.is_closed.wait(5.0), "once it can"
 
 
 def test_no_commit_is_sent_while_one_is_not_answered(tail: KafkaTail) -> None:
-    """Where nobody answers they would pile up, and each keeps `close` waiting."""
-    tail._group, tail._consumer = "g", (consumer := Consumer())  # type: ignore[assignment]
+    """Where nobody answers they would pile up, and each keeps the consumer from closing."""
+    in_group(tail, None)
+    consumer = with_consumer(tail, Consumer())
     for offset in (1, 2, 3):
         tail.commit({PLACES[0]: Position(offset)}, wait=False)
     assert consumer.commits == 1
-    tail._on_commit(None, [Place("t", 0, 1)])
+    tail.poll(0.0)
     tail.commit({PLACES[0]: Position(3)}, wait=False)
     assert consumer.commits == 2
 

@@ -159,13 +159,17 @@ class Listener(Protocol):
         """These are ours from now on. Returns where to begin in each."""
 
     def revoked(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Position]:
-        """These are to be given up. May wait; on return another member reads them from the group's offsets.
+        """These are to be given up. May wait; afterwards another member reads them from the group's offsets.
 
-        Returns what to commit for the group before.
+        Returns what to commit for the group before. Of what the tail is closed with it is asked first, while it is
+        still ours.
         """
 
     def untold(self, told: Mapping[TopicPartition, int | None], why: str) -> None:
-        """The group could not be told what `revoked` returned of these. told: what it has taken since they are ours."""
+        """The group could not be told what `revoked` returned of these. told: what it has taken since they were ours.
+
+        Within `Tail.poll` or `Tail.close`, once that is certain.
+        """
 
     def lost(self, told: Mapping[TopicPartition, int | None]) -> None:
         """These may be another's already. told: as for `untold`."""

@@ -50,7 +50,7 @@ def beginning(
 
     held: by sink. first: where to begin if a sink has nothing of it. handed_over: the group's offset, if another
     member may have read the partition up to there. Raises Refused if what the sinks have is of another topic of that
-    name, or lies beyond the end; ConfigError if `first` does.
+    name, or lies beyond the end; ConfigError if `first` or `handed_over` does.
     """
     partition, known = _recognised(stage, place, topic, held, on_recreated)
     if partition.name != str(place):
@@ -63,6 +63,12 @@ def beginning(
             f"{place}: a sink holds its records up to offset {beyond}, but the partition ends at {extent.end}; were "
             "records lost there, or was it restored from a backup? Set the table back, or rename the pipeline to "
             "start anew"
+        )
+    if handed_over is not None and handed_over > extent.end:
+        raise ConfigError(
+            f"{place}: the group has read up to offset {handed_over}, but the partition ends at {extent.end}; were "
+            "records lost there, or was it restored from a backup? Set the group's offset back "
+            "(kafka-consumer-groups --reset-offsets), or take another group_id"
         )
     skip_to = handed_over if handed_over is not None and handed_over > beyond and known else None
     if not known:

@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from conveyord.core.errors import ConfigError, ConveyordError, Retryable
@@ -27,8 +26,9 @@ from conveyord.core.flow.record_log import (
     Vanished,
     total_bytes,
 )
-from conveyord.storage.kafka.connection import Connection, Contact
+from conveyord.storage.kafka.connection import Connection
 from conveyord.storage.kafka.errors import as_conveyord_error
+from conveyord.storage.kafka.group_offsets import GroupOffsets
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, KafkaError, Message
@@ -38,25 +38,7 @@ CONSUME_MAX = 1_000
 """Messages taken at once. More make Python's garbage collector slow, fewer cost more calls."""
 CONSUME_BYTES = 8 * 1024 * 1024  # about as much is taken at once, so that large messages do not come by the thousand
 ERRORS_KEPT = 100  # of those that nobody has asked for yet
-COMMIT_SECONDS = 10.0  # for a commit that others wait for: another member reads on from it
-LAST_COMMIT_SECONDS = (
-    30.0  # for one that nobody waits for, of a cluster that answers: its coordinator may have to come up
-)
-COMMIT_PAUSE_SECONDS = 0.1
 CLOSE_SECONDS = 5.0  # for the answer to a commit that is under way
-_COMMIT_AGAIN = {
-    "COORDINATOR_LOAD_IN_PROGRESS",
-    "COORDINATOR_NOT_AVAILABLE",
-    "NOT_COORDINATOR",
-    "REBALANCE_IN_PROGRESS",
-    "REQUEST_TIMED_OUT",
-    "_TIMED_OUT",
-    "_TRANSPORT",
-    "_WAIT_COORD",
-}
-"""What a commit may fail with that passes."""
-_COMMIT_AGAIN_POLLING = {*_COMMIT_AGAIN, "ILLEGAL_GENERATION"}
-"""The same for who polls meanwhile, and so hears of the generation that the group has begun."""
 SETTINGS = {
     "auto.offset.reset": "error",
     "enable.auto.commit": False,
@@ -99,16 +81,11 @@ class KafkaTail:
         self._vanished: deque[TopicPartition] = deque()
         self._known_gone: set[TopicPartition] = set()
         self._paused = False
-        self._is_down = False  # as far as was told
-        self._is_called_back = False
-        self._is_left_alone = False
-        self._listener: Listener | None = None
-        self._told_group: dict[TopicPartition, int] = {}  # what the coordinator has taken since a partition is ours
-        self._commits = 0  # under way, and what those said that ended since somebody waits
-        self._refusals: deque[KafkaError] = deque(maxlen=ERRORS_KEPT)
+        self._listener: Listener | None = None  # until it has given up everything
         self._count = CONSUME_MAX
-        self._lock = threading.Lock()  # of _errors and _commits: answers come in whatever thread polls, or waits
-        own = {**SETTINGS, "group.id": group or NO_GROUP, "on_commit": self._on_commit}
+        self._lock = threading.Lock()  # of _errors: callbacks come in whatever thread polls
+        self._offsets = GroupOffsets(connection, group, self._note)
+        own = {**SETTINGS, "group.id": group or NO_GROUP, "on_commit": self._offsets.on_commit}
         defaults = Connection(
             connection.brokers, {**_texts(DEFAULTS), **connection.settings}, connection.connect_seconds
         )
@@ -156,37 +133,32 @@ class KafkaTail:
 
         def on_revoke(consumer: Consumer, places: list[Place]) -> None:
             partitions = [_partition(place) for place in places]
-            if not self._is_left_alone:
-                self._give_up(partitions, listener)
+            with self._later():
+                if self._listener is not None:
+                    self._offsets.give_up(consumer, listener.revoked(partitions))
             with self._later():
                 self._drop(consumer, partitions)
 
         def on_lost(consumer: Consumer, places: list[Place]) -> None:
             partitions = [_partition(place) for place in places]
             with self._later():
-                if not self._is_left_alone:
-                    listener.lost(self._told(partitions))
+                if self._listener is not None:
+                    listener.lost(self._offsets.taken(partitions))
             with self._later():
                 self._drop(consumer, partitions)
 
         self._listener = listener
         self._consumer.subscribe(list(topics), on_assign=on_assign, on_revoke=on_revoke, on_lost=on_lost)
 
-    def _give_up(self, partitions: list[TopicPartition], listener: Listener) -> None:
-        """Tell the group how far everything is that another member reads on."""
-        with self._later():
-            offsets = listener.revoked(partitions)
-            why = self._commit_waiting(offsets)
-            untold = [place for place, at in offsets.items() if self._told_group.get(place) != at.offset]
-            if untold:
-                listener.untold(self._told(untold), why)
+    def _demand(self, listener: Listener, untold: Mapping[TopicPartition, int | None], why: str) -> None:
+        if untold:
+            listener.untold(untold, why)
 
     @contextmanager
     def _later(self) -> Iterator[None]:
         """Keep the first error for the end of `poll`: librdkafka's stack, where callbacks run, is no place for it."""
         from confluent_kafka import KafkaException
 
-        self._is_called_back = True
         try:
             yield
         except KafkaException as error:
@@ -195,8 +167,6 @@ class KafkaTail:
             self._fatal = self._fatal or again
         except Exception as error:  # noqa: BLE001 - some would leave the binding as what is no exception at all
             self._fatal = self._fatal or error
-        finally:
-            self._is_called_back = False
 
     def _drop(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
@@ -206,8 +176,7 @@ class KafkaTail:
 
     def _follow(self, starts: Mapping[TopicPartition, int]) -> None:
         self._followed.update(starts)
-        for partition in starts:  # whose offset others may have moved since it was ours
-            self._told_group.pop(partition, None)
+        self._offsets.forget(starts)
         self._known_gone -= starts.keys()
         if self._paused:
             self._consumer.pause(self._places(starts))
@@ -229,6 +198,8 @@ class KafkaTail:
         messages = self._consumer.consume(self._count, seconds)
         if self._fatal is not None:
             raise self._fatal
+        if self._listener is not None:
+            self._demand(self._listener, *self._offsets.overdue(self._consumer))
         if not messages and not self._vanished:
             return ()
         runs: dict[tuple[str, int], list[Message]] = {}
@@ -314,117 +285,9 @@ class KafkaTail:
     def commit(self, offsets: Mapping[TopicPartition, Position], *, wait: bool) -> None:
         """See `Tail.commit`."""
         if wait:
-            self._commit_waiting(offsets)
-            return
-        news = self._news(offsets)
-        if news and not self._commits and not (self._is_down and self._silence(news, time.monotonic())):
-            for error in self._commit(news):
-                self._tell(error)
-
-    def _commit_waiting(self, offsets: Mapping[TopicPartition, Position]) -> str:
-        """Have the group go on at these offsets, and wait for its answer. Returns why it has not taken them all."""
-        news = self._news(offsets)
-        silence = self._silence(news, time.monotonic() + COMMIT_SECONDS) if news else None
-        if not news or silence is not None:
-            return str(silence or "")
-        blocking = self._is_called_back
-        passing = _COMMIT_AGAIN if blocking else _COMMIT_AGAIN_POLLING
-        # Anew: who has just come back may need all of it.
-        deadline = time.monotonic() + (COMMIT_SECONDS if blocking else LAST_COMMIT_SECONDS)
-        while True:
-            errors = self._commit_blocking(news, deadline) if blocking else self._commit(news)
-            for error in errors:
-                self._tell(error)
-            if not blocking:
-                errors += self._answers(deadline)
-            if not any(error.name() in passing for error in errors) or time.monotonic() >= deadline:
-                return "; ".join(sorted({str(as_conveyord_error(error, self._brokers)) for error in errors}))
-            time.sleep(COMMIT_PAUSE_SECONDS)
-
-    def _news(self, offsets: Mapping[TopicPartition, Position]) -> Mapping[TopicPartition, Position]:
-        """What the group does not know yet."""
-        if self._group is None:
-            return {}
-        return {place: at for place, at in offsets.items() if self._told_group.get(place) != at.offset}
-
-    def _told(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, int | None]:
-        return {place: self._told_group.get(place) for place in partitions}
-
-    def _silence(self, places: Collection[TopicPartition], deadline: float) -> ConveyordError | None:
-        """The error if nobody answers by then, asked once at least. A commit under way is not given up before the
-        session ends (45 s by default), and until then the consumer cannot be closed.
-        """
-        # By a client of its own: within a callback, what the consumer is asked breaks the binding, or waits.
-        contact = Contact(self._connection)
-        while True:
-            try:
-                contact.metadata(next(iter(places)).topic)
-            except ConveyordError as error:
-                if time.monotonic() >= deadline:
-                    with self._lock:
-                        self._errors.append(error)
-                    return error
-                time.sleep(COMMIT_PAUSE_SECONDS)
-            else:
-                self._is_down = False
-                return None
-
-    def _commit(self, offsets: Mapping[TopicPartition, Position], *, waits: bool = False) -> list[KafkaError]:
-        """Send a commit. waits: for its answer, for as long as librdkafka does. Returns what is refused."""
-        from confluent_kafka import KafkaException
-        from confluent_kafka import TopicPartition as Place
-
-        places = [Place(*place, position.offset, position.mark) for place, position in offsets.items()]
-        with self._lock:
-            self._commits += 1
-        try:
-            answers = self._consumer.commit(offsets=places, asynchronous=not waits)
-        except KafkaException as error:
-            self._note_answered()
-            return [error.args[0]]
-        if answers is None:  # `_on_commit` has them
-            return []
-        self._note_answered()
-        return self._heard(answers)
-
-    def _commit_blocking(self, offsets: Mapping[TopicPartition, Position], deadline: float) -> list[KafkaError]:
-        """Send a commit and wait for its answer: nobody can poll for one within a callback. Returns what is refused."""
-        from confluent_kafka import KafkaError
-
-        answers = SimpleQueue[list[KafkaError]]()
-        # By another thread, as nobody knows how long: librdkafka sends it again for ever.
-        threading.Thread(target=lambda: answers.put(self._commit(offsets, waits=True)), daemon=True).start()
-        try:
-            return answers.get(timeout=max(COMMIT_PAUSE_SECONDS, deadline - time.monotonic()))
-        except Empty:
-            return [KafkaError(KafkaError._TIMED_OUT)]  # noqa: SLF001 - so it is named
-
-    def _note_answered(self) -> None:
-        with self._lock:
-            self._commits -= 1
-
-    def _answers(self, deadline: float) -> list[KafkaError]:
-        """Poll until every commit is answered: reading has ended, so what comes beside that is dropped. Returns what
-        was refused.
-        """
-        if self._commits:
-            self._consumer.pause(self._places(self._followed))
-        self._refusals.clear()
-        while self._commits and time.monotonic() < deadline:
-            self._consumer.poll(COMMIT_PAUSE_SECONDS)
-        return list(self._refusals)
-
-    def _on_commit(self, error: KafkaError | None, places: list[Place]) -> None:
-        self._note_answered()
-        refused = [error] if error is not None else self._heard(places)
-        self._refusals += refused[:1]
-        for one in refused[:1]:
-            self._tell(one)
-
-    def _heard(self, places: Sequence[Place]) -> list[KafkaError]:
-        """Note what the group was told. Returns what was refused of it."""
-        self._told_group |= {_partition(place): place.offset for place in places if place.error is None}
-        return [place.error for place in places if place.error is not None]
+            self._offsets.tell_last(self._consumer, offsets)
+        else:
+            self._offsets.tell(self._consumer, offsets)
 
     # -------------------------------------------------------------------------- what goes wrong
 
@@ -440,7 +303,7 @@ class KafkaTail:
             # Nobody must mend that here, and librdkafka says it with every look at its metadata.
             self._note_vanished(error.str())
             return
-        self._is_down |= error.name() == "_ALL_BROKERS_DOWN"
+        self._offsets.is_down |= error.name() == "_ALL_BROKERS_DOWN"
         found = as_conveyord_error(error, self._brokers)
         if isinstance(found, ConfigError) or error.fatal():
             self._fatal = found
@@ -457,29 +320,34 @@ class KafkaTail:
             self._vanished.append(partition)
 
     def _tell(self, error: KafkaError) -> None:
+        self._note(as_conveyord_error(error, self._brokers))
+
+    def _note(self, error: ConveyordError) -> None:
         with self._lock:
-            self._errors.append(as_conveyord_error(error, self._brokers))
+            self._errors.append(error)
 
     def close(self) -> None:
         """See `Tail.close`."""
         known = self._fatal
-        self._answers(time.monotonic() + CLOSE_SECONDS)
-        if self._commits:
-            self._leave_alone()
+        with self._later():
+            if self._listener is not None:
+                self._leave(self._listener)
+        self._listener = None
+        self._offsets.await_answers(self._consumer, time.monotonic() + CLOSE_SECONDS)
+        if self._offsets.are_under_way:
+            # It waits for the answer to a commit for ever; so let it, until a broker answers or the process ends.
+            threading.Thread(target=self._consumer.close, daemon=True).start()
         else:
             # In this thread: in another one the binding's callbacks and librdkafka can wait for each other for ever.
             self._consumer.close()
         if self._fatal is not None and self._fatal is not known:
             raise self._fatal
 
-    def _leave_alone(self) -> None:
-        """Let the consumer close when it can: librdkafka waits for the answer to a commit for ever. Such a thread ends
-        once a broker answers, or with the process.
-        """
-        if self._listener is not None:
-            self._give_up(list(self._followed), self._listener)
-        self._is_left_alone = True
-        threading.Thread(target=self._consumer.close, daemon=True).start()
+    def _leave(self, listener: Listener) -> None:
+        """Give up what is ours while it is: others get it once the consumer is closed."""
+        offsets = listener.revoked(list(self._followed))
+        why = self._offsets.tell_last(self._consumer, offsets)
+        self._demand(listener, self._offsets.taken(self._offsets.untaken(offsets)), why)
 
     def _places(self, offsets: Mapping[TopicPartition, int]) -> list[Any]:
         from confluent_kafka import TopicPartition as Place

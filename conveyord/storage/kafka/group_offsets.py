@@ -1,0 +1,191 @@
+"""What a group is told of how far its member is, and what it has taken of that.
+
+Commits are never waited for within a callback, where nobody can poll for an answer: librdkafka sends a commit again for
+ever if nobody gives one. It joins a group again only once commits are answered, so what is sent while partitions are
+given up is known before another member has them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING
+
+from conveyord.core.errors import ConveyordError
+from conveyord.core.flow.positions import Position
+from conveyord.core.flow.record_log import TopicPartition
+from conveyord.storage.kafka.connection import Connection, Contact
+from conveyord.storage.kafka.errors import as_conveyord_error
+
+if TYPE_CHECKING:
+    from confluent_kafka import Consumer, KafkaError
+    from confluent_kafka import TopicPartition as Place
+
+COMMIT_SECONDS = 10.0  # for a commit that others wait for: another member reads on from it
+LAST_COMMIT_SECONDS = 30.0  # for the last one, where somebody answers: the group's coordinator may have to come up
+COMMIT_PAUSE_SECONDS = 0.1
+_PASSING = {
+    "COORDINATOR_LOAD_IN_PROGRESS",
+    "COORDINATOR_NOT_AVAILABLE",
+    "ILLEGAL_GENERATION",
+    "NOT_COORDINATOR",
+    "REBALANCE_IN_PROGRESS",
+    "REQUEST_TIMED_OUT",
+    "_TIMED_OUT",
+    "_TRANSPORT",
+    "_WAIT_COORD",
+}
+"""What a commit may fail with that passes for who polls meanwhile, and so hears of the generation that has begun."""
+NO_ANSWER = "no answer within seconds"
+
+
+class GroupOffsets:
+    """The commits of one consumer. For the thread that polls; `on_commit` is for the consumer to call."""
+
+    def __init__(self, connection: Connection, group: str | None, tell: Callable[[ConveyordError], None]) -> None:
+        """tell: is given what went wrong."""
+        self._connection = connection
+        self._group = group
+        self._tell = tell
+        self.is_down = False
+        """Whether the cluster is away, as far as was told."""
+        self._taken: dict[TopicPartition, int] = {}  # since a partition is ours
+        self._given_up: Mapping[TopicPartition, Position] = {}  # and not known to be taken
+        self._given_up_by = 0.0
+        self._under_way = 0
+        self._refusals: list[KafkaError] = []
+        self._lock = threading.Lock()  # of _under_way: a consumer that is left to itself closes in another thread
+
+    @property
+    def are_under_way(self) -> bool:
+        """Whether an answer is missing."""
+        return self._under_way > 0
+
+    def forget(self, places: Collection[TopicPartition]) -> None:
+        """These came to us, and others may have moved the group's offsets since they were ours."""
+        for place in places:
+            self._taken.pop(place, None)
+
+    def taken(self, places: Collection[TopicPartition]) -> Mapping[TopicPartition, int | None]:
+        """What the group has taken of these, if anything, since they are ours."""
+        return {place: self._taken.get(place) for place in places}
+
+    def untaken(self, offsets: Mapping[TopicPartition, Position]) -> Mapping[TopicPartition, Position]:
+        """What the group is not known to have taken; nothing if there is no group."""
+        if self._group is None:
+            return {}
+        return {place: at for place, at in offsets.items() if self._taken.get(place) != at.offset}
+
+    # -------------------------------------------------------------------------- telling
+
+    def tell(self, consumer: Consumer, offsets: Mapping[TopicPartition, Position]) -> None:
+        """Commit, and do not wait. Nothing is sent while an answer is missing, or where nobody answers."""
+        news = self.untaken(offsets)
+        if news and not self.are_under_way and not (self.is_down and self._silence(_topic(news), time.monotonic())):
+            self._refusals.clear()
+            self._send(consumer, news)
+
+    def tell_last(self, consumer: Consumer, offsets: Mapping[TopicPartition, Position]) -> str:
+        """Commit, and poll until that is answered, for 10 s at most where nobody answers and 30 s else; what comes
+        meanwhile is dropped. Returns why the group has not taken all.
+        """
+        news = self.untaken(offsets)
+        if not news:
+            return ""
+        silence = self._silence(_topic(news), time.monotonic() + COMMIT_SECONDS)
+        if silence is not None:
+            return str(silence)
+        deadline = time.monotonic() + LAST_COMMIT_SECONDS
+        while True:
+            self._refusals.clear()
+            self._send(consumer, news)
+            self.await_answers(consumer, deadline)
+            if not self._may_pass or time.monotonic() >= deadline:
+                return self._why if self.untaken(news) else ""
+            time.sleep(COMMIT_PAUSE_SECONDS)
+
+    def give_up(self, consumer: Consumer, offsets: Mapping[TopicPartition, Position]) -> None:
+        """Commit what another member reads on from; `overdue` tells whether that arrived. Within a callback."""
+        news = self.untaken(offsets)
+        if news:
+            self._given_up = {**self._given_up, **news}
+            self._given_up_by = time.monotonic() + COMMIT_SECONDS
+            self._refusals.clear()
+            self._send(consumer, news)
+
+    def overdue(self, consumer: Consumer) -> tuple[Mapping[TopicPartition, int | None], str]:
+        """What was given up and will not be known to the group any more: how far it knows it, and why. Commits again
+        what failed and may pass.
+        """
+        self._given_up = left = self.untaken(self._given_up)
+        is_over = time.monotonic() >= self._given_up_by
+        if not left or (self.are_under_way and not is_over):
+            return {}, ""
+        if self._may_pass and not is_over:
+            self._send(consumer, left)
+            return {}, ""
+        self._given_up = {}
+        return self.taken(left), self._why
+
+    def await_answers(self, consumer: Consumer, deadline: float) -> None:
+        """Poll until every commit is answered: reading has ended, so what comes beside that is dropped."""
+        if self.are_under_way:
+            consumer.pause(consumer.assignment())
+        while self.are_under_way and time.monotonic() < deadline:
+            consumer.poll(COMMIT_PAUSE_SECONDS)
+
+    @property
+    def _may_pass(self) -> bool:
+        return bool(self._refusals) and self._refusals[-1].name() in _PASSING
+
+    @property
+    def _why(self) -> str:
+        said = {str(as_conveyord_error(error, self._connection.brokers)) for error in self._refusals}
+        return "; ".join(sorted(said)) or f"Kafka at {self._connection.brokers}: {NO_ANSWER}"
+
+    def _silence(self, topic: str, deadline: float) -> ConveyordError | None:
+        """The error if nobody answers by then, asked once at least. Where nobody does, a commit would stay under way,
+        and a consumer cannot be closed meanwhile.
+        """
+        contact = Contact(self._connection)  # a client of its own: what the consumer itself is asked may wait for long
+        while True:
+            try:
+                contact.metadata(topic)
+            except ConveyordError as error:
+                if time.monotonic() >= deadline:
+                    self._tell(error)
+                    return error
+                time.sleep(COMMIT_PAUSE_SECONDS)
+            else:
+                self.is_down = False
+                return None
+
+    # -------------------------------------------------------------------------- what is answered
+
+    def _send(self, consumer: Consumer, offsets: Mapping[TopicPartition, Position]) -> None:
+        from confluent_kafka import KafkaException
+        from confluent_kafka import TopicPartition as Place
+
+        places = [Place(*place, position.offset, position.mark) for place, position in offsets.items()]
+        with self._lock:
+            self._under_way += 1
+        try:
+            consumer.commit(offsets=places, asynchronous=True)
+        except KafkaException as error:
+            self.on_commit(error.args[0], [])
+
+    def on_commit(self, error: KafkaError | None, places: list[Place]) -> None:
+        """A commit was answered."""
+        with self._lock:
+            self._under_way -= 1
+        if error is None:
+            self._taken |= {TopicPartition(one.topic, one.partition): one.offset for one in places if one.error is None}
+        refused = [error] if error is not None else [one.error for one in places if one.error is not None]
+        for one in refused[:1]:  # the others say the same
+            self._refusals.append(one)
+            self._tell(as_conveyord_error(one, self._connection.brokers))
+
+
+def _topic(offsets: Mapping[TopicPartition, Position]) -> str:
+    return next(iter(offsets)).topic
