@@ -15,7 +15,7 @@ from random import Random
 from conveyord.core.raft.membership import NOBODY, Membership, decode
 from conveyord.core.raft.messages import Write
 from conveyord.core.raft.node import Loaded
-from conveyord.core.raft.types import BEGINNING, BLANK, Entry, HardState, Kind, Mark, is_whole
+from conveyord.core.raft.types import BEGINNING, BLANK, Entry, HardState, Kind, Mark, is_whole, size_of
 
 STATES_KEPT = 8  # of the state store, between its last sync and now
 
@@ -166,12 +166,12 @@ class Disk:
         found, size = list[Entry](), 0
         for index in range(first, end):
             entry = self.platter.entry(index)
-            if entry is None or (found and size + len(entry.data) > bytes_max):
+            if entry is None or (found and size + size_of([entry]) > bytes_max):
                 break
             if not is_whole(entry):
                 raise Quarantined(f"entry {index}")
             found.append(entry)
-            size += len(entry.data)
+            size += size_of([entry])
         return tuple(found)
 
     def load(self, applied: int) -> Loaded:

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from conveyord.core.errors import Refused
 from conveyord.core.raft.messages import Install, Write
-from conveyord.core.raft.types import Entry, HardState, Kind, Mark
+from conveyord.core.raft.types import ENTRY_BYTES, Entry, HardState, Kind, Mark, size_of
 from conveyord.storage.raft_log import log as raft_log
 from conveyord.storage.raft_log import writing
 from conveyord.storage.raft_log.log import RaftLog
@@ -120,7 +120,7 @@ class TestReading:
         [
             (4, 11, EVERYTHING, [4, 5, 6, 7, 8, 9, 10]),
             (4, 7, EVERYTHING, [4, 5, 6]),
-            (4, 11, 350, [4, 5, 6]),
+            (4, 11, 3 * (100 + ENTRY_BYTES) + 99, [4, 5, 6]),
             (4, 11, 1, [4]),
             (9, 99, EVERYTHING, [9, 10]),
             (3, 11, EVERYTHING, []),
@@ -303,7 +303,7 @@ class LogAgainstList(RuleBasedStateMachine):
         entries = [one for one in self.model.entries if first <= one.index < end]
         wanted, size = list[Entry](), 0
         for entry in entries if first > self.model.base.index else []:
-            size += len(entry.data)
+            size += size_of([entry])
             if wanted and size > bytes_max:
                 break
             wanted.append(entry)

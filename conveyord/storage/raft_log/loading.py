@@ -9,7 +9,7 @@ import apsw
 from conveyord.core.errors import Corrupt
 from conveyord.core.raft.membership import Membership, decode
 from conveyord.core.raft.node import Loaded
-from conveyord.core.raft.types import Entry, Kind, chain_after, crc_of
+from conveyord.core.raft.types import Entry, Kind, chain_after, crc_of, size_of
 from conveyord.storage.raft_log.head import Head, Row
 
 SELECT = 'SELECT "index", term, kind, data, crc, chain FROM entries WHERE "index" >= ? AND "index" < ? ORDER BY "index"'
@@ -92,12 +92,13 @@ def read(connection: apsw.Connection, first: int, end: int, bytes_max: int) -> t
     rows = connection.execute(SELECT, (first, end))
     try:
         for row in rows:
-            size += len(row[3])
-            if found and size > bytes_max:
-                break
             if row[0] != first + len(found) or not _is_whole(row):
                 raise Corrupt(f"entry {first + len(found)} is missing or is not what was written")
-            found.append(_entry(row))
+            entry = _entry(row)
+            size += size_of([entry])
+            if found and size > bytes_max:
+                break
+            found.append(entry)
     finally:
         rows.close()
     if not found:

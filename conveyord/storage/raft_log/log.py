@@ -141,7 +141,7 @@ class RaftLog:
                 self._take(connection, compaction(connection, self._head, base, membership))
 
     def read(self, first: int, end: int, bytes_max: int) -> tuple[Entry, ...]:
-        """Entries of `[first, end)` that are there: one at least, as many as `bytes_max` of data takes.
+        """Entries of `[first, end)` that are there: one at least, as many as `bytes_max` takes, by `size_of`.
 
         None at all if the first was compacted, or truncated meanwhile.
         """
