@@ -241,6 +241,17 @@ def test_a_wrong_authority_is_a_sentence_within_seconds(tmp_path: Path, broker: 
     )
 
 
+@pytest.mark.parametrize("listener", ["SSL", "SASL_PLAINTEXT"])
+def test_who_speaks_plainly_where_more_is_wanted_is_told_what_that_may_be(
+    tmp_path: Path, broker: Broker, listener: Any
+) -> None:
+    refused(
+        KafkaJob(tmp_path, kafka=broker, topic="t", source={"brokers": broker.address(listener)}),
+        broker.address(listener),
+        "does it want TLS or a password (`security`)?",
+    )
+
+
 def test_a_host_that_does_not_answer_is_a_sentence_within_seconds(tmp_path: Path, kafka: Cluster) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as deaf:  # connects, and says nothing
         for port in (deaf.getsockname()[1], 1):  # nobody listens at the other

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from conveyord.core.errors import ConfigError
+from conveyord.core.errors import ConfigError, Retryable
 from conveyord.storage.kafka.errors import as_conveyord_error
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ AGAIN_SECONDS = 1.0
 """For the first answer where nobody gave one just before: a stage that tries four times would be silent for as many
 times `connect_seconds` else.
 """
+LISTENS_SECONDS = 1.0
+SOMETHING_LISTENS = "Something listens there: does it hang, or does it want TLS or a password (`security`)?"
 LOG = logging.getLogger("librdkafka")
 """What librdkafka says by itself, which would go to stderr else. `on_error` and the answers say what a user must know,
 so this is for those who debug: others see none of it, what is fatal included.
@@ -160,4 +164,15 @@ class Contact:
         """What stands behind `error`: a request only times out, the reason comes by the way of `error_cb`."""
         told = [as_conveyord_error(one, self._connection.brokers) for one in (*self._told, error)]
         # The first that someone must mend, else the first that names an address.
-        return min(told, key=lambda one: (one.code != "CONFIG", "_ALL_BROKERS_DOWN" in str(one)))
+        found = min(told, key=lambda one: (one.code != "CONFIG", "_ALL_BROKERS_DOWN" in str(one)))
+        if found.code == "UNAVAILABLE" and self._is_hopeless() and _listens(self._connection.brokers):
+            return Retryable(f"{found} {SOMETHING_LISTENS}")
+        return found
+
+
+def _listens(brokers: str) -> bool:
+    """Whether somebody takes connections at the first address."""
+    host, _, port = brokers.partition(",")[0].strip().rpartition(":")
+    with suppress(OSError, ValueError), socket.create_connection((host.strip("[]"), int(port)), LISTENS_SECONDS):
+        return True
+    return False
