@@ -483,7 +483,7 @@ async def test_what_the_group_refuses_to_be_told_while_partitions_go_is_said(has
         await run.end()
         await run.until(other.has(2))
     assert isinstance(run.error, Superseded)
-    assert "refused" in str(run.error)
+    assert f"{topic}[0] up to 6, {topic}[1] up to 6: refused" in str(run.error), "also what it had left at the end"
     assert len(run.sinks.rows) == 12
 
 

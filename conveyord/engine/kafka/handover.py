@@ -64,6 +64,7 @@ class Handover:
         self._has_settled = trio.Event()
         self._is_first_assignment = True
         self._owed: dict[TopicPartition, _Owed] = {}  # what the group took away before it was told
+        self._demanded: dict[TopicPartition, int] = {}
 
     # -------------------------------------------------------------------------- what the sinks have
 
@@ -195,13 +196,15 @@ class Handover:
         )
 
     def _demand(self, owed: Mapping[TopicPartition, _Owed], why: str) -> None:
-        """Raise Superseded if something is owed."""
+        """Raise Superseded if something is owed; it names what was demanded before as well."""
         if owed:
             self._pump.stopping = True
+            self._demanded |= {place: debt.reached for place, debt in owed.items()}
             raise Superseded(
                 f"the group {self._reading.group!r} was not told what was read of "
-                f"{_named([f'{place} up to {owed[place].reached}' for place in sorted(owed)])}: {why}. The table has "
-                "that; a member that is given these partitions before this one is run again reads it a second time"
+                f"{_named([f'{place} up to {reached}' for place, reached in self._demanded.items()])}: {why}. The "
+                "table has that; a member that is given these partitions before this one is run again reads it a "
+                "second time"
             )
 
 

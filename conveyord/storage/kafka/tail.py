@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from conveyord.core.errors import ConfigError, ConveyordError, Retryable
+from conveyord.core.errors import ConfigError, ConveyordError, Retryable, Superseded
 from conveyord.core.flow.positions import Position
 from conveyord.core.flow.record_log import (
     Event,
@@ -166,7 +166,8 @@ class KafkaTail:
             again = Retryable(f"Kafka at {self._brokers}: {error.args[0].str()}; joining the group again")
             self._fatal = self._fatal or again
         except Exception as error:  # noqa: BLE001 - some would leave the binding as what is no exception at all
-            self._fatal = self._fatal or error
+            if self._fatal is None or isinstance(error, Superseded):  # which says all that others said of it before
+                self._fatal = error
 
     def _drop(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
