@@ -31,7 +31,7 @@ SHARED = {"assignment": "group", "columns": ["partition", "offset"], "commit_gro
 NEVER = {"every": "600s", "rows": 10_000_000}
 DEALT_ANEW = 12
 DEAL_SECONDS = 0.7
-HUNG_SECONDS_MAX = 75.0  # the longest that docs/kafka.md says
+END_SECONDS_MAX = 60.0  # that docs/kafka.md says
 COUNTED_MS = 50  # between two looks at what others do
 
 
@@ -322,24 +322,25 @@ def test_members_that_lose_their_brokers_double_nothing_in_silence(tmp_path: Pat
         assert max(group.ids().values()) <= 2
 
 
+@pytest.mark.parametrize("fault", ["pause", "kill"])
 @pytest.mark.parametrize("assignment", ["all", "group"])
-def test_a_broker_that_hangs_while_commits_are_sent_keeps_nobody_from_ending(
-    tmp_path: Path, broker: Broker, assignment: str
+def test_a_broker_that_goes_while_commits_are_sent_keeps_nobody_from_ending(
+    tmp_path: Path, broker: Broker, assignment: str, fault: str
 ) -> None:
     with Group(tmp_path, broker, "a", commit_group_every="0.1s", assignment=assignment, batch_rows=20) as group:
         group["a"].sink = {"commit": {"every": "0.1s"}}
         broker.produce(group.topic, spread(range(100_000)))
         running = group.join("a")
         eventually(lambda: sum(group.offsets().values()) > 1_000, running)
-        broker.pause()
+        {"pause": broker.pause, "kill": broker.kill}[fault]()
         told = sum(group["a"].rows("SELECT count(*) FROM t")[0])
-        time.sleep(5)
-        assert rows_in(running, "a") > told, "nothing was read while the broker hung"
+        time.sleep(2 * SESSION_SECONDS)
+        assert rows_in(running, "a") > told, "nothing was read after the broker went"
         running.send(signal.SIGTERM)
         began = time.monotonic()
         ended, seconds = running.wait(), time.monotonic() - began
         print(f"ended within {seconds:.0f} s: {(ended.summary.get('error') or {}).get('code')}")
-        assert seconds < HUNG_SECONDS_MAX
+        assert seconds < END_SECONDS_MAX
 
 
 def untold_of(group: Group, name: str) -> set[int]:

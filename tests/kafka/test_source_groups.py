@@ -419,11 +419,11 @@ async def test_who_was_taken_for_dead_and_is_given_everything_back_goes_on(hasty
     assert sorted(run.sinks.column("n")) == [*range(6), 50, 51, 52, *range(100, 106)]
 
 
-@pytest.mark.parametrize("gives_back", [False, True])
+@pytest.mark.parametrize(("gives_back", "offset"), [(False, 3), (True, 3), (True, 6)])
 async def test_who_was_taken_for_dead_says_what_another_member_may_have_read_again(
-    hasty_clock: MockClock, *, gives_back: bool
+    hasty_clock: MockClock, offset: int, *, gives_back: bool
 ) -> None:
-    """It keeps one partition; or gives both back, having committed what it read of them."""
+    """It keeps one partition; or gives both back, having committed what it read of them, and be it all of it."""
     logs, group = FakeLogs(), "g"
     topic = two_partitions(logs, 6)
     logs.log.refuses_commits = True
@@ -437,7 +437,7 @@ async def test_who_was_taken_for_dead_says_what_another_member_may_have_read_aga
                 other.subscribe([topic], member)
                 other.poll(0.0)
                 assert member.at == dict.fromkeys(partitions, 0)
-                member.at = dict.fromkeys(partitions, 3)
+                member.at = dict.fromkeys(partitions, offset)
                 if gives_back:
                     other.close()
                 else:
@@ -452,6 +452,31 @@ async def test_who_was_taken_for_dead_says_what_another_member_may_have_read_aga
     assert f"{topic}[0] up to 6" in str(run.error)
     assert "taken" not in str(run.error)
     assert f"{topic}[1] up to 6" in str(run.error)
+
+
+async def test_what_was_on_its_way_to_the_group_when_it_took_a_run_for_dead_was_told_by_no_other(
+    hasty_clock: MockClock,
+) -> None:
+    """A broker that hung takes what it was sent before when it goes on."""
+    logs, group = FakeLogs(), "g"
+    topic = two_partitions(logs, 4)
+    async with running(logs, topics=topic, group_id=group, **SHARED) as run:
+        await run.until(lambda: logs.log.group_offsets(group, topic) == {0: 4, 1: 4})
+        (_, told), *_ = [one for one in logs.log.commits if set(one[1].values()) != {0}][::-1]
+        logs.log.refuses_commits = True
+        logs.log.produce(topic, [record for p in range(2) for record in numbered(2, first=100 * p + 4, partition=p)])
+
+        def arrive(tail: FakeTail) -> None:
+            if tail.lost:
+                late = {place: Position(5, position.mark) for place, position in told.items()}
+                logs.log.group(group).committed.update(late)
+                logs.log.refuses_commits = False
+
+        logs.log.polled = arrive
+        await lost_untold(run, logs)
+        await run.until(lambda: logs.log.group_offsets(group, topic) == {0: 6, 1: 6})
+        await run.stop()
+    assert sorted(run.sinks.column("n")) == [*range(6), *range(100, 106)]
 
 
 async def test_who_was_taken_for_dead_and_is_given_nothing_says_what_is_owed_at_the_end(hasty_clock: MockClock) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import trio
 
@@ -18,7 +18,7 @@ from conveyord.core.flow.record_log import PartitionReader, TopicPartition
 from conveyord.core.units import format_seconds
 from conveyord.engine.health import SourceHealth
 from conveyord.engine.kafka.hopper import Hopper, Release
-from conveyord.engine.kafka.partitions import Partitions
+from conveyord.engine.kafka.partitions import Owed, Partitions
 from conveyord.engine.kafka.publishing import Publisher
 from conveyord.engine.kafka.pump import Pump
 from conveyord.engine.kafka.reading import Inquiry, Reading
@@ -28,13 +28,6 @@ ASK_AGAIN_SECONDS = 1.0
 PLACES_NAMED_MAX = 5
 TAKEN_FOR_DEAD = "the group took this member for dead"
 T = TypeVar("T")
-
-
-class _Owed(NamedTuple):
-    """What the group has taken of a partition, if anything, and how far every sink is."""
-
-    told: int | None
-    reached: int
 
 
 class Handover:
@@ -63,7 +56,6 @@ class Handover:
         self._releases: list[Release] = []
         self._has_settled = trio.Event()
         self._is_first_assignment = True
-        self._owed: dict[TopicPartition, _Owed] = {}  # what the group took away before it was told
         self._demanded: dict[TopicPartition, int] = {}
 
     # -------------------------------------------------------------------------- what the sinks have
@@ -96,7 +88,7 @@ class Handover:
         left = self._partitions.unsettled(self._partitions.ours)
         if left:
             self._supersede(left, f"reading ended, and not every sink took what was sent within {self._limit}")
-        self._demand(self._owed, TAKEN_FOR_DEAD)
+        self._demand(self._partitions.progress.owed, TAKEN_FOR_DEAD)
 
     # -------------------------------------------------------------------------- by the pump's thread
 
@@ -158,29 +150,34 @@ class Handover:
         self._hopper.close(told)
         if any(taken.get(place, 0) > known.sent_to(place) or not known.is_settled(place) for place in told):
             self._supersede(told, TAKEN_FOR_DEAD)
-        self._owed |= self._debts(told)
+        known.progress.owed |= self._debts(told)
         if self._pump.stopping:
-            self._demand(self._owed, TAKEN_FOR_DEAD)
+            self._demand(self._partitions.progress.owed, TAKEN_FOR_DEAD)
 
-    def _debts(self, told: Mapping[TopicPartition, int | None]) -> dict[TopicPartition, _Owed]:
+    def _debts(self, told: Mapping[TopicPartition, int | None]) -> dict[TopicPartition, Owed]:
         """Those partitions in which every sink is further than the group."""
-        known, found = self._partitions, dict[TopicPartition, _Owed]()
+        known, found = self._partitions, dict[TopicPartition, Owed]()
         for place, offset in told.items():
             reached = known.reached(place)
             group_at = known.group_at.get(place) if offset is None else offset
             # Where the group had no offset it is owed nothing until something came.
             if reached is not None and reached > (known.beginnings[place].at if group_at is None else group_at):
-                found[place] = _Owed(group_at, reached)
+                found[place] = Owed(group_at, reached)
         return found
 
     def _settle_debts(self, given: Collection[TopicPartition]) -> None:
         """Raise Superseded for what others may have read a second time since it was lost: what is not given back, or
         has moved in their hands.
         """
-        owed, self._owed = self._owed, {}
-        at = self._partitions.group_at
-        untouched = {one for one, debt in owed.items() if one in given and at.get(one) in (debt.told, debt.reached)}
+        known = self._partitions
+        owed, known.progress.owed = known.progress.owed, {}
+        # Another one that has read the same may have committed the very same offset: who did it is in the mark.
+        untouched = {one for one, debt in owed.items() if one in given and self._is_as_left(one, debt)}
         self._demand({one: debt for one, debt in owed.items() if one not in untouched}, TAKEN_FOR_DEAD)
+
+    def _is_as_left(self, place: TopicPartition, debt: Owed) -> bool:
+        known = self._partitions
+        return known.group_at.get(place) == debt.told or place in known.group_is_ours
 
     @property
     def _limit(self) -> str:
@@ -195,7 +192,7 @@ class Handover:
             "gives"
         )
 
-    def _demand(self, owed: Mapping[TopicPartition, _Owed], why: str) -> None:
+    def _demand(self, owed: Mapping[TopicPartition, Owed], why: str) -> None:
         """Raise Superseded if something is owed; it names what was demanded before as well."""
         if owed:
             self._pump.stopping = True

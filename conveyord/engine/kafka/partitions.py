@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import structlog
 import trio
@@ -12,11 +14,18 @@ from conveyord.core.flow.positions import Partition, Position, Positions
 from conveyord.core.flow.record_log import Extent, PartitionReader, Topic, TopicPartition
 from conveyord.engine.kafka.hopper import Hopper
 from conveyord.engine.kafka.reading import Reading
-from conveyord.engine.kafka.starting import Beginning, beginning, same_log
+from conveyord.engine.kafka.starting import Beginning, beginning, same_log, unsigned
 
 log = structlog.get_logger(__name__)
 
 PLACES_SHOWN_MAX = 20  # in one line of the log
+
+
+class Owed(NamedTuple):
+    """What a group has taken of a partition, if anything, and how far every sink is, which it was not told."""
+
+    told: int | None
+    reached: int
 
 
 @dataclass(slots=True)
@@ -25,11 +34,14 @@ class Progress:
 
     sent: up to where it was sent. sent_records: up to where what was sent held records; behind that, and up to `sent`,
     are only markers of transactions, aborted records and what compaction left out. settled: what every sink has.
+    run: what this one is known by in what it commits for its group. owed: what the group took away before it was told.
     """
 
     sent: dict[Partition, Position] = field(default_factory=dict)
     sent_records: dict[Partition, int] = field(default_factory=dict)
     settled: dict[Partition, int] = field(default_factory=dict)
+    run: str = field(default_factory=lambda: secrets.token_hex(6))
+    owed: dict[TopicPartition, Owed] = field(default_factory=dict)
 
     def note_begun(self, found: Beginning, *, told: int | None) -> None:
         """A partition is read from where the slowest sink is, or from where the group is, which is `told`: what is
@@ -79,6 +91,8 @@ class Partitions:
         """The time of the last record that was sent, by partition."""
         self.group_at: dict[TopicPartition, int] = {}
         """The group's offset of each partition, as it was found when the partition came; not there if it had none."""
+        self.group_is_ours: set[TopicPartition] = set()
+        """Those of which this run itself has committed that offset."""
         self.published: dict[TopicPartition, int] = {}
         """Behind which the group's offset never goes: as it was found, or as far as anybody was to tell the group."""
         self.gone: set[str] = set()
@@ -147,11 +161,14 @@ class Partitions:
     def _committed(self, reader: PartitionReader, places: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         """The group's offsets, but for those that are of another topic of a name. Blocking; by any thread."""
         found = reader.committed(self._reading.group, places) if self._reading.group else {}
-        return {
-            place: position.offset
-            for place, position in found.items()
-            if not position.mark or same_log(position.mark, self.topics[place.topic].incarnation)
-        }
+        known, self.group_is_ours = dict[TopicPartition, int](), self.group_is_ours - set(places)
+        for place, position in found.items():
+            mark, run = unsigned(position.mark)
+            if not mark or same_log(mark, self.topics[place.topic].incarnation):
+                known[place] = position.offset
+                if run == self.progress.run:
+                    self.group_is_ours.add(place)
+        return known
 
     def _open(self, place: TopicPartition, found: Beginning, extent: Extent) -> None:
         self.beginnings[place] = found

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from functools import partial
 
 import trio
 
 from conveyord.core.flow.positions import Position
-from conveyord.core.flow.record_log import TopicPartition
+from conveyord.core.flow.record_log import Tail, TopicPartition
 from conveyord.engine.health import SourceHealth
 from conveyord.engine.kafka.partitions import Partitions
 from conveyord.engine.kafka.pump import Pump
 from conveyord.engine.kafka.reading import Reading
+from conveyord.engine.kafka.starting import signed
 
 PUBLISH_SECONDS = 1.0
 
@@ -25,6 +27,7 @@ class Publisher:
         self._partitions = partitions
         self._pump = pump
         self._health = health
+        self._is_due = False
         self._base = health.records, health.bytes, health.pauses, health.errors.copy()
 
     async def run(self) -> None:
@@ -40,8 +43,14 @@ class Publisher:
     def commit(self, *, wait: bool) -> None:
         """Have the group go on behind every sink, soon. wait: nobody polls before that is known to have arrived."""
         # By the pump's thread, as it comes to it: what is worked out here could be another member's by then.
-        if self._reading.group is not None:
-            self._pump.do(lambda tail: tail.commit(self.offsets(self._partitions.ours), wait=wait))
+        if self._reading.group is not None and (wait or not self._is_due):  # else the thread has not come to the last
+            self._is_due = True
+            self._pump.do(partial(self._commit, wait=wait))
+
+    def _commit(self, tail: Tail, *, wait: bool) -> None:
+        """By the pump's thread."""
+        self._is_due = False
+        tail.commit(self.offsets(self._partitions.ours), wait=wait)
 
     def offsets(self, places: Collection[TopicPartition]) -> dict[TopicPartition, Position]:
         """How far every sink is in each partition, unless the group was to be told more. By the pump's thread."""
@@ -49,7 +58,7 @@ class Publisher:
         for place in places:
             reached = known.reached(place)
             if reached is not None and reached >= known.published.get(place, -1):
-                found[place] = Position(reached, known.beginnings[place].mark)
+                found[place] = Position(reached, signed(known.beginnings[place].mark, known.progress.run))
                 known.published[place] = reached
         return found
 

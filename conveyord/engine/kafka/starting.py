@@ -14,6 +14,8 @@ from conveyord.core.units import counted
 
 OnRecreated = Literal["fail", "restart"]
 
+SIGNED_BY = " by "
+
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
@@ -100,6 +102,17 @@ def _recognised(
         )
     renewed = Partition(stage, f"{place}@{digest_of(topic.incarnation)}")
     return renewed, [positions[renewed] for positions in held if renewed in positions]
+
+
+def signed(mark: str, run: str) -> str:
+    """A mark for the group, which is told who has committed it. run: an id that no other run has."""
+    return f"{mark}{SIGNED_BY}{run}"
+
+
+def unsigned(mark: str) -> tuple[str, str]:
+    """The mark and the run that `signed` was given; no run if somebody else committed it."""
+    plain, _, run = mark.partition(SIGNED_BY)
+    return plain, run
 
 
 def same_log(mark: str, incarnation: str) -> bool:

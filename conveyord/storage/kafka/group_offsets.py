@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 COMMIT_SECONDS = 10.0  # for a commit that others wait for: another member reads on from it
 LAST_COMMIT_SECONDS = 30.0  # for the last one, where somebody answers: the group's coordinator may have to come up
 COMMIT_PAUSE_SECONDS = 0.1
+ASK_SECONDS = 5.0  # between two looks whether a cluster that is away has come back
 _PASSING = {
     "COORDINATOR_LOAD_IN_PROGRESS",
     "COORDINATOR_NOT_AVAILABLE",
@@ -53,6 +54,7 @@ class GroupOffsets:
         self._taken: dict[TopicPartition, int] = {}  # since a partition is ours
         self._given_up: Mapping[TopicPartition, Position] = {}  # and not known to be taken
         self._given_up_by = 0.0
+        self._asked_at = -ASK_SECONDS
         self._under_way = 0
         self._refusals: list[KafkaError] = []
         self._lock = threading.Lock()  # of _under_way: a consumer that is left to itself closes in another thread
@@ -82,9 +84,15 @@ class GroupOffsets:
     def tell(self, consumer: Consumer, offsets: Mapping[TopicPartition, Position]) -> None:
         """Commit, and do not wait. Nothing is sent while an answer is missing, or where nobody answers."""
         news = self.untaken(offsets)
-        if news and not self.are_under_way and not (self.is_down and self._silence(_topic(news), time.monotonic())):
+        if news and not self.are_under_way and not self._is_away(_topic(news)):
             self._refusals.clear()
             self._send(consumer, news)
+
+    def _is_away(self, topic: str) -> bool:
+        if self.is_down and time.monotonic() - self._asked_at >= ASK_SECONDS:
+            self._silence(topic, time.monotonic())
+            self._asked_at = time.monotonic()
+        return self.is_down
 
     def tell_last(self, consumer: Consumer, offsets: Mapping[TopicPartition, Position]) -> str:
         """Commit, and poll until that is answered, for 10 s at most where nobody answers and 30 s else; what comes
@@ -114,16 +122,13 @@ class GroupOffsets:
             self._refusals.clear()
             self._send(consumer, news)
 
-    def overdue(self, consumer: Consumer) -> tuple[Mapping[TopicPartition, int | None], str]:
-        """What was given up and will not be known to the group any more: how far it knows it, and why. Commits again
-        what failed and may pass.
+    def overdue(self, *, at_once: bool = False) -> tuple[Mapping[TopicPartition, int | None], str]:
+        """What was given up and is not known to have arrived: how far the group knows it, and why; once it is refused,
+        or after 10 s, or `at_once`. It is not sent again: this member joins again with the answer, and who is given the
+        partitions then may have begun to read.
         """
         self._given_up = left = self.untaken(self._given_up)
-        is_over = time.monotonic() >= self._given_up_by
-        if not left or (self.are_under_way and not is_over):
-            return {}, ""
-        if self._may_pass and not is_over:
-            self._send(consumer, left)
+        if not left or not (at_once or not self.are_under_way or time.monotonic() >= self._given_up_by):
             return {}, ""
         self._given_up = {}
         return self.taken(left), self._why

@@ -200,7 +200,7 @@ class KafkaTail:
         if self._fatal is not None:
             raise self._fatal
         if self._listener is not None:
-            self._demand(self._listener, *self._offsets.overdue(self._consumer))
+            self._demand(self._listener, *self._offsets.overdue())
         if not messages and not self._vanished:
             return ()
         runs: dict[tuple[str, int], list[Message]] = {}
@@ -348,7 +348,9 @@ class KafkaTail:
         """Give up what is ours while it is: others get it once the consumer is closed."""
         offsets = listener.revoked(list(self._followed))
         why = self._offsets.tell_last(self._consumer, offsets)
-        self._demand(listener, self._offsets.taken(self._offsets.untaken(offsets)), why)
+        self._offsets.await_answers(self._consumer, time.monotonic() + CLOSE_SECONDS)
+        earlier, said = self._offsets.overdue(at_once=True)
+        self._demand(listener, {**self._offsets.taken(self._offsets.untaken(offsets)), **earlier}, why or said)
 
     def _places(self, offsets: Mapping[TopicPartition, int]) -> list[Any]:
         from confluent_kafka import TopicPartition as Place
