@@ -11,7 +11,7 @@ Applies: entries with a row of 200 bytes each, in transactions of 1, 64 and 1024
 the same statements, one by one as entries are, and with the same settings. `sessions`: every entry is a command in a
 session, with its reply; there the other side writes the rows of the session and of the reply too.
 
-Disk: four times `--bytes`, in a directory of its own below TMPDIR, removed at the end.
+Disk: three times `--bytes`, and the snapshots, in a directory of its own below TMPDIR, removed at the end.
 """
 
 from __future__ import annotations
@@ -230,13 +230,15 @@ def one_round(store: StateStore, home: Path) -> Iterator[tuple[str, Cost]]:
 
 
 def snapshots(store: StateStore, home: Path, rounds: int) -> dict[str, object]:
-    """Megabytes of state per second, and the ratio to the copy beside it."""
+    """Megabytes of state per second, the ratio to the copy beside it, and how busy the machine was."""
     found: dict[str, list[Cost]] = {}
+    loads = []
     for _ in range(rounds):
+        loads.append(round(os.getloadavg()[0], 1))
         for step, cost in one_round(store, home):
             found.setdefault(step, []).append(cost)
     size = store.path.stat().st_size
-    result: dict[str, object] = {"state_bytes": size}
+    result: dict[str, object] = {"state_bytes": size, "load": loads}
     result["snapshot_bytes"] = max(path.stat().st_size for path in (home / "state" / "snapshots").iterdir())
     for step, costs in found.items():
         result[step] = {

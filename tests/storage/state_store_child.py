@@ -4,14 +4,15 @@
 
 Lives until it is killed, until the power is cut, or until the log of kv_state.py is at its end. Prints `applied N` when
 an entry is applied, and `base N` when the log would begin after it. `careless` leaves the state out of what is synced
-when a snapshot is taken, which shows that the power cut takes what was not.
+when a snapshot is taken, by SQLite or by us, which shows that the power cut takes what was not.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -19,7 +20,10 @@ from random import Random
 from conveyord.core.raft.types import Mark
 from conveyord.storage.disk import write_file
 from conveyord.storage.state_store import snapshots
+from conveyord.storage.state_store import store as store_module
+from conveyord.storage.state_store.connections import connect_to_write
 from conveyord.storage.state_store.receiving import SnapshotReceiver
+from conveyord.storage.state_store.schema import Migration
 from conveyord.storage.state_store.snapshot_file import SnapshotFile
 from conveyord.storage.state_store.snapshot_head import SnapshotInfo
 from conveyord.storage.state_store.store import StateStore
@@ -91,10 +95,17 @@ def _one_act(follower: Follower, leader: StateStore, random: Random) -> None:
                 follower.receive(newest)
 
 
+def _connect_carelessly(path: Path, migrations: Sequence[Migration]) -> sqlite3.Connection:
+    connection = connect_to_write(path, migrations)
+    connection.execute("PRAGMA synchronous = OFF")
+    return connection
+
+
 def main() -> None:
     home, seed, *power = sys.argv[1:]
     if power[2:]:
         snapshots._sync = lambda *_: None
+        store_module.connect_to_write = _connect_carelessly
     if power:
         threading.Timer(float(power[1]), cut, [power[0]]).start()
     live(Path(home), Random(int(seed)), lambda line: print(line, flush=True))

@@ -6,7 +6,7 @@ import errno
 import os
 import sqlite3
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -19,17 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conveyord.core.errors import Corrupt, Refused, StorageFull
-from conveyord.storage.state_store import packing, receiving, snapshots
+from conveyord.storage.state_store import packing, receiving
 from conveyord.storage.state_store import store as store_module
 from conveyord.storage.state_store.layout import Layout
 from conveyord.storage.state_store.packing import pack
-from conveyord.storage.state_store.reader import StateReader
 from conveyord.storage.state_store.receiving import SnapshotReceiver
 from conveyord.storage.state_store.schema import Place
 from conveyord.storage.state_store.snapshot_file import SnapshotFile
 from conveyord.storage.state_store.snapshot_head import SnapshotInfo
 from conveyord.storage.state_store.store import StateStore
 from tests.storage.kv_state import MEMBERS, MIGRATIONS, advance, check_state, crash_image, mark_of, open_store
+from tests.storage.state_store_rig import names, receive
 
 SENT = 200
 HELD = 40
@@ -60,72 +60,7 @@ def offered(path: Path) -> SnapshotInfo:
         return snapshot.info
 
 
-def receive(directory: Path, content: bytes, offer: SnapshotInfo, *, chunk_bytes: int = 1_000) -> None:
-    with closing(SnapshotReceiver(directory, offer, MIGRATIONS)) as receiver:
-        while not receiver.is_complete:
-            receiver.append(offer.digest, receiver.offset, content[receiver.offset :][:chunk_bytes])
-        receiver.stage()
-
-
-def names(directory: Path) -> set[str]:
-    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if "generation-" not in str(path)}
-
-
 # ------------------------------------------------------------------------------ taking
-
-
-class Stepping:
-    """A connection that applies an entry between any two steps of a backup, and counts them."""
-
-    def __init__(self, connection: sqlite3.Connection, between: Callable[[], object]) -> None:
-        self._connection = connection
-        self._between = between
-        self.steps = 0
-
-    def backup(self, target: sqlite3.Connection, *, pages: int) -> None:
-        def progress(*_: int) -> None:
-            self.steps += 1
-            self._between()
-
-        self._connection.backup(target, pages=pages, progress=progress)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection, name)
-
-
-def test_a_snapshot_is_of_one_mark_and_is_not_begun_anew_while_entries_are_applied(
-    store: StateStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = list[Stepping]()
-
-    class Reader(StateReader):
-        def __init__(self, directory: Path) -> None:
-            super().__init__(directory)
-            made.append(Stepping(self.connection, lambda: advance(store, store.mark.index + 1)))
-            self.connection = made[0]  # type: ignore[assignment]
-
-    advance(store, 1_000)
-    monkeypatch.setattr(snapshots, "StateReader", Reader)
-    monkeypatch.setattr(snapshots, "STEP_PAGES", 1)
-    (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
-    info = store.snapshots.take()
-    assert made[0].steps == pages
-    assert store.mark.index == 1_000 + pages
-    assert (info.mark, info.membership) == (mark_of(1_000), membership_at(1_000, tmp_path))
-    other = tmp_path / "other"
-    newest = store.snapshots.newest()
-    assert newest is not None
-    with newest, closing(open_store(other)) as restored:
-        newest.verify()
-        receive(other, newest.path.read_bytes(), info)
-        restored.switch(info.mark)
-        assert check_state(restored) == 1_000
-
-
-def membership_at(index: int, home: Path) -> Any:
-    with closing(open_store(home / "membership")) as store:
-        advance(store, index)
-        return store.membership
 
 
 def test_snapshots_are_taken_in_one_thread_while_another_applies(store: StateStore, tmp_path: Path) -> None:

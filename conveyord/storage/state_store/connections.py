@@ -15,7 +15,8 @@ LOCK_WAIT_SECONDS = 30  # while it is opened: another connection may be recoveri
 def connect_to_write(path: Path, migrations: Sequence[Migration]) -> sqlite3.Connection:
     """Open the state in `path`, or make one; its tables are up to date. Raises Refused for one of a newer program."""
     path.parent.mkdir(exist_ok=True)
-    connection = sqlite3.connect(path, timeout=LOCK_WAIT_SECONDS, isolation_level=None)
+    # The store lets one thread at a time use it: that which applies, or one that begins a snapshot.
+    connection = sqlite3.connect(path, timeout=LOCK_WAIT_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")

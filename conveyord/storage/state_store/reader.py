@@ -12,6 +12,7 @@ from conveyord.storage.state_store.connections import connect_to_read
 from conveyord.storage.state_store.faults import translated
 from conveyord.storage.state_store.layout import Layout
 from conveyord.storage.state_store.schema import Place, read_place
+from conveyord.storage.state_store.state_file import StateFile
 
 OPENINGS_MAX = 5  # a switch may remove what was just found; that it does so several times in a row is no accident
 
@@ -22,6 +23,8 @@ class StateReader:
     What several statements say fits together if they are in one transaction (`BEGIN` to `COMMIT`), however many
     entries are applied meanwhile; a long one makes the WAL grow. After a switch the connection still reads the former
     state: compare `generation` with the store's, or ask `is_current`, and open another one.
+
+    file: the file below the connection.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -31,12 +34,9 @@ class StateReader:
             self.generation = max(self._layout.generations(), default=0)
             path = self._layout.state(self.generation)
             if self.generation and path.is_file():
-                with translated(path):
-                    self.connection = connect_to_read(path)
                 try:
-                    self.place()  # not before does SQLite open all that it needs, by name
+                    self._open(path)
                 except ConveyordError:
-                    self.connection.close()
                     if self.is_current():
                         raise
                 else:
@@ -46,6 +46,7 @@ class StateReader:
     def close(self) -> None:
         """Let go of the file."""
         self.connection.close()
+        self.file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -54,6 +55,20 @@ class StateReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _open(self, path: Path) -> None:
+        with translated(path):
+            self.file = StateFile(path)
+            try:
+                self.connection = connect_to_read(path)
+            except BaseException:
+                self.file.close()
+                raise
+        try:
+            self.place()  # not before does SQLite open all that it needs, by name
+        except BaseException:
+            self.close()
+            raise
 
     def is_current(self) -> bool:
         """Whether no other state was switched to since."""

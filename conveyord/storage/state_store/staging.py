@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -35,8 +36,10 @@ def stage(layout: Layout, snapshot: Path, info: SnapshotInfo, migrations: Sequen
             state = building / STATE_FILE
             if unpack(snapshot, state) != info:
                 raise damaged_snapshot(snapshot, "it is another one than was offered")
-            _check(snapshot, state, Place(info.mark, info.membership), migrations)
-            _sync(state)
+            with ThreadPoolExecutor(1) as thread:
+                syncing = thread.submit(_sync, state)  # the disk writes while the processor checks
+                _check(snapshot, state, Place(info.mark, info.membership), migrations)
+                syncing.result()
             sync_directory(building)
             if staged.exists():
                 shutil.rmtree(building)

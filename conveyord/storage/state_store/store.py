@@ -21,6 +21,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,7 @@ from conveyord.storage.state_store.session_rows import load_sessions, store_chan
 from conveyord.storage.state_store.snapshot_file import SnapshotFile
 from conveyord.storage.state_store.snapshots import Snapshots
 from conveyord.storage.state_store.staging import check_staged, stage
+from conveyord.storage.state_store.state_file import StateFile
 
 WAL_BYTES = 8 * 1024 * 1024  # so much is written between two checkpoints, and each of those waits for the disk
 
@@ -50,7 +52,7 @@ nothing else. What it refuses it tells in the reply; an exception means that it 
 
 
 class StateStore:
-    """The one read-write connection to a state, in the thread that opened it; the caller holds the directory's lock.
+    """The one read-write connection to a state, for one thread; the caller holds the directory's lock.
 
     path: the file of the state. generation: counts the states that were switched to; a reader of another generation
     reads what is not the state any more. snapshots: to be used from any thread. Raises StorageFull, Corrupt or
@@ -64,7 +66,7 @@ class StateStore:
         self._sessions = Sessions(sessions_max=sessions_max, window=window)
         self._failed: str | None = None
         self.generation = max(layout.generations(), default=1)
-        self.snapshots = Snapshots(layout)
+        self._using = threading.Lock()  # the connection: by who applies, or by who begins a snapshot
         self._connection = self._connect()
 
     @classmethod
@@ -98,8 +100,10 @@ class StateStore:
         return store
 
     def close(self) -> None:
-        """Let go of the file. What was applied is in it."""
-        self._connection.close()
+        """Let go of the file. What was applied is in it. A snapshot that is being taken is completed."""
+        with self._using:
+            self._failed = "it was closed"
+            self._close()
 
     @property
     def mark(self) -> Mark:
@@ -111,16 +115,25 @@ class StateStore:
         """Who was a member there."""
         return self._place.membership
 
+    @property
+    def snapshots(self) -> Snapshots:
+        """Those of this state."""
+        return Snapshots(self._layout, self._between_applies)  # kept here, it would keep this store from being let go
+
     def apply(self, entries: Sequence[Entry], execute: Execute) -> list[bytes]:
         """Apply `entries` in one transaction, and return their replies. Not synced; see above.
 
         entries: without a gap from `mark` on. Raises StorageFull if there is no room, and nothing was applied; Corrupt
         if they do not follow what is in the state, which is then another log's.
         """
-        self._check_usable()
-        if not entries:
-            return []
-        self._check_follows(entries[0])
+        with self._using:
+            self._check_usable()
+            if not entries:
+                return []
+            self._check_follows(entries[0])
+            return self._apply(entries, execute)
+
+    def _apply(self, entries: Sequence[Entry], execute: Execute) -> list[bytes]:
         try:
             with self._failing():
                 with transaction(self._connection):
@@ -139,13 +152,17 @@ class StateStore:
         A crash on the way leaves the old state or the new one, and what was staged until it is the state. Raises
         Corrupt if no snapshot of this mark is staged; the state is then as it was.
         """
+        with self._using:
+            self._switch(mark)
+
+    def _switch(self, mark: Mark) -> None:
         self._check_usable()
         assert mark.index > self.mark.index, (mark, self.mark)
         check_staged(self._layout, mark)
         former = self.generation
         self._failed = f"switching to the snapshot of entry {mark.index} was not completed"
         with translated(self.path):
-            self._connection.close()
+            self._close()
             self.generation = self._layout.promote(mark.index)
             self._connection = self._connect()
         self._failed = None
@@ -159,9 +176,10 @@ class StateStore:
 
     def state_digest(self) -> bytes:
         """What is in the tables, as 16 bytes: equal at replicas that are at the same mark. It reads all of them."""
-        self._check_usable()
-        with translated(self.path):
-            return state_digest(self._connection)
+        with self._using:
+            self._check_usable()
+            with translated(self.path):
+                return state_digest(self._connection)
 
     # -------------------------------------------------------------------------- opening
 
@@ -174,11 +192,16 @@ class StateStore:
             try:
                 self._place = read_place(connection, self.path)
                 load_sessions(connection, self._sessions)
+                self._file = StateFile(self.path)
             except BaseException:
                 connection.close()
                 raise
         self._checkpoint_at_bytes = WAL_BYTES
         return connection
+
+    def _close(self) -> None:
+        self._connection.close()
+        self._file.close()
 
     def _settle(self, base: Mark, membership: Membership) -> None:
         if self.mark.index < base.index:
@@ -253,12 +276,31 @@ class StateStore:
     def _checkpoint(self) -> None:
         """Move the WAL into the file, once enough is in it. Pages that a reader still needs stay for the next time."""
         size = os.stat(self._wal).st_size  # noqa: PTH116 - at every apply, and a Path takes longer than the call
-        if size < self._checkpoint_at_bytes:
-            return
-        busy = True
+        if size >= self._checkpoint_at_bytes:
+            self._move_wal(size)
+
+    def _move_wal(self, size: int) -> bool:
+        """Move the WAL into the file. Says whether all of it is there now, and on disk.
+
+        size: what the WAL has.
+        """
+        busy, frames, moved = True, -1, -1
         try:
-            busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            busy, frames, moved = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
                 raise  # nothing was lost by a full disk: the WAL has it all
         self._checkpoint_at_bytes = size + WAL_BYTES if busy else WAL_BYTES
+        return 0 <= frames == moved
+
+    @contextmanager
+    def _between_applies(self) -> Iterator[bool]:
+        """Nothing is applied meanwhile. Says whether all that was is in the file of the state, and on disk.
+
+        It is not if a reader still needs what was there before, or if there is no room for it.
+        """
+        with self._using:
+            self._check_usable()
+            with self._failing():
+                is_in_file = self._move_wal(os.stat(self._wal).st_size)  # noqa: PTH116
+            yield is_in_file

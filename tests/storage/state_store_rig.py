@@ -1,0 +1,21 @@
+"""What tests of snapshots share."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from conveyord.storage.state_store.receiving import SnapshotReceiver
+from conveyord.storage.state_store.snapshot_head import SnapshotInfo
+from tests.storage.kv_state import MIGRATIONS
+
+
+def receive(directory: Path, content: bytes, offer: SnapshotInfo, *, chunk_bytes: int = 1_000) -> None:
+    with closing(SnapshotReceiver(directory, offer, MIGRATIONS)) as receiver:
+        while not receiver.is_complete:
+            receiver.append(offer.digest, receiver.offset, content[receiver.offset :][:chunk_bytes])
+        receiver.stage()
+
+
+def names(directory: Path) -> set[str]:
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if "generation-" not in str(path)}
