@@ -41,6 +41,7 @@ class Oracle:
         self.world = world
         self.newest = 0
         self.membership = NOBODY
+        self._memberships: list[tuple[int, Membership]] = []
         self._leaders: dict[int, str] = {}
         self._terms = {0}
         self._states: dict[int, bytes] = {}
@@ -91,6 +92,7 @@ class Oracle:
             self._newly_committed(server, self.newest + 1)
         if before is None or now.commit > before.commit:
             self._committed_the_same(server, now.commit)
+        self._members_are_those_of_the_log(server)
         if now.role is Role.LEADER:
             self._changes_one_by_one(server)
 
@@ -132,6 +134,18 @@ class Oracle:
         chain = state.log.chain(newest)
         if state.log.last < newest or (chain is not None and chain != self._committed[newest][1]):
             self._fail(server, f"leads without committed entry {newest}")
+
+    def _members_are_those_of_the_log(self, server: Server) -> None:
+        """What is in force is the last committed membership, by entry or by snapshot, and what the log has after it."""
+        state = server.node.state
+        committed = next((one for index, one in reversed(self._memberships) if index <= state.commit), None)
+        found = state.memberships.at(state.commit)
+        if committed is not None and found != committed:
+            self._fail(server, f"has {found} in force at {state.commit}, where {committed} is committed")
+        known = [one for one in state.memberships._known if one[0] > state.commit]
+        tail = state.log.tail(state.commit + 1)
+        if known != [(entry.index, decode(entry.data)) for entry in tail if entry.kind is Kind.MEMBERSHIP]:
+            self._fail(server, f"has {known} in force, which is not what its log has after {state.commit}")
 
     def _changes_one_by_one(self, server: Server) -> None:
         """One change of members at a time, and none before something of the leader's own term is committed."""
@@ -178,6 +192,7 @@ class Oracle:
             counts["promotions"] += len(membership.voters & before.learners)
         counts["leaders that left"] += server.name not in membership.voters and not membership.is_joint
         self.membership = membership
+        self._memberships.append((self.newest, membership))
 
     def _holders(self) -> set[str]:
         """Whose disk has the newest committed entry."""

@@ -9,7 +9,7 @@ from random import Random
 from conveyord.core.raft.messages import Propose
 from tests.sim.churn import Churn
 from tests.sim.faults import ACTS
-from tests.sim.machine import filler
+from tests.sim.machine import filler, register
 from tests.sim.server import RESERVE_WRITES, RESTART_SECONDS, Server
 from tests.sim.world import World
 
@@ -18,6 +18,7 @@ FREEZE_SECONDS_MAX = 3.0  # so that peace is long enough for it to end
 JUMP_SECONDS = (-1.0, 10.0)
 HUNTED_SECONDS = 5.0
 RACED_SECONDS = 0.005
+REGISTERING_SHARE = 0.05  # of bursts
 
 
 class Nemesis:
@@ -264,7 +265,9 @@ class Nemesis:
     # -------------------------------------------------------------------------- load
 
     def _burst(self) -> None:
-        """Many proposals at once, which change nothing: they are of a session that nobody has."""
+        """Many proposals at once, which change nothing: they are of a session that nobody has. Now and then they open
+        sessions instead, for which those of the clients expire.
+        """
         if self.is_healed:
             return
         leader = self.world.leader()
@@ -272,8 +275,9 @@ class Nemesis:
             count = self.random.randint(5, 60)
             size = self.random.choice([10, count])
             self.world.counts["bursts"] += 1
+            data = register() if self.random.random() < REGISTERING_SHARE else filler()
             for _ in range(0, count, size):
-                leader.run(Propose(((0, filler()),) * size))
+                leader.run(Propose(((0, data),) * size))
             if self.random.random() < 0.2:  # while it is written, committed and applied
                 self.world.at(self.random.uniform(0, 0.3), self.world.crash, self._pick().name, self._soon() / 2)
         self.world.at(self.random.expovariate(self.world.faults.bursts), self._burst)

@@ -17,7 +17,7 @@ import msgpack
 from conveyord.core.raft.membership import NOBODY, Membership
 from conveyord.core.raft.messages import Write
 from conveyord.core.raft.node import Loaded
-from conveyord.core.raft.types import Entry, Mark
+from conveyord.core.raft.types import Entry, Mark, size_of
 from conveyord.storage.raft_log.log import RaftLog
 from conveyord.storage.state_store.receiving import SnapshotReceiver
 from conveyord.storage.state_store.snapshot_head import SnapshotInfo
@@ -115,6 +115,7 @@ class RealDisk(Disk):
     def read(self, first: int, end: int, bytes_max: int) -> tuple[Entry, ...]:
         found = self._log.read(first, end, bytes_max)
         assert found == tuple(self.platter.entries[first - self.platter.base.index - 1 :][: len(found)])
+        assert len(found) == 1 or size_of(found) <= bytes_max
         return found
 
     # -------------------------------------------------------------------------- how it ends and begins

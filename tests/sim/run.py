@@ -25,7 +25,8 @@ from tests.sim.world import World
 SECONDS = 60.0
 WRONG = (AssertionError, ConveyordError)
 """What the oracle or the core raises. No log of a simulated node may ever be `Corrupt` beyond what was flipped."""
-PEACE_SECONDS = 20.0  # at most; for the slowest networks and disks with the smallest limits, else 5 would do
+LEADER_TIMEOUTS = 10  # of elections, until there is a leader; the slowest of 300 seeds needs five
+PEACE_SECONDS = 20.0  # at most, for each of the rest: the slowest disks with the smallest limits; else 5 would do
 CALLS_IN_PEACE = 5
 
 
@@ -69,20 +70,32 @@ def live(world: World, seconds: float) -> None:
 def _live_in_peace(world: World, clients: list[Client]) -> None:
     """When all faults have ended, there is a leader, and every call ends; then all states are one."""
     calls = world.counts["calls"] + CALLS_IN_PEACE
-    _wait(world, lambda: "no leader" if world.leader() is None else "")
-    _wait(world, lambda: "calls do not end" if world.counts["calls"] < calls else "")
+    thawed = max(0.0, *(server.frozen_until - world.now for server in world.servers.values()))
+    timeouts = LEADER_TIMEOUTS * world.options.election_timeout_seconds
+    _wait(world, lambda: "no leader" if world.leader() is None else "", seconds=thawed + timeouts)
+    seconds = PEACE_SECONDS + _seconds_of_backlog(world)
+    _wait(world, lambda: "calls do not end" if world.counts["calls"] < calls else "", seconds=seconds)
     for client in clients:
         client.is_stopping = True
     _wait(world, lambda: "a call does not end" if any(client.call is not None for client in clients) else "")
     _wait(world, lambda: _difference(world))
 
 
-def _wait(world: World, missing: Callable[[], str]) -> None:
-    until = world.now + PEACE_SECONDS
+def _seconds_of_backlog(world: World) -> float:
+    """What the leader's uncommitted entries may take, one a message: thousands may wait where few are in flight."""
+    leader = world.leader()
+    assert leader is not None
+    state, faults = leader.node.state, world.faults
+    rounds = (state.log.last - state.commit) / state.options.inflight_messages
+    return rounds * 4 * (faults.latency + faults.disk)
+
+
+def _wait(world: World, missing: Callable[[], str], *, seconds: float = PEACE_SECONDS) -> None:
+    until = world.now + seconds
     while what := missing():
         if world.now >= until:
             raise Violation(f"{what}, although nothing has failed for long")
-        world.run_until(world.now + 0.5)
+        world.run_until(min(world.now + 0.5, until))
 
 
 def _difference(world: World) -> str:

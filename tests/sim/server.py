@@ -80,6 +80,7 @@ class Server:
         self.proposals = Proposals()
         self.waiting: dict[int, Answer] = {}
         self.readers: dict[int, tuple[int, Answer]] = {}
+        self.tickets = 0  # the same ones in every life
         self.is_landing = self.is_saving = self.was_leader = False
         self.wake_at = self.sick_at = NEVER
         self.reserve = RESERVE_WRITES
@@ -184,7 +185,7 @@ class Server:
             self.later(self.random.expovariate(READS_PER_SYNC / world.faults.disk), self._fetched, fetch)
         for peer in ready.snapshots:
             world.counts["streams"] += 1
-            self.later(self.random.uniform(0.0, 0.05), self._send_snapshot, peer)
+            self.later(self.random.uniform(0.0, 0.05), self._send_snapshot, peer, self.node.state.term)
             if world.faults.late_streams and self.random.random() < world.faults.late_streams:
                 self.later(self.random.expovariate(1.0), self.send_late, peer)
         if ready.committed:
@@ -240,9 +241,9 @@ class Server:
 
     def read(self, answer: Answer) -> None:
         """A client's linearizable read."""
-        ticket = self.world.next_number()
-        self.readers[ticket] = (self.world.oracle.newest, answer)
-        self.run(Read(ticket))
+        self.tickets += 1
+        self.readers[self.tickets] = (self.world.oracle.newest, answer)
+        self.run(Read(self.tickets))
 
     # -------------------------------------------------------------------------- the disk
 
@@ -351,7 +352,7 @@ class Server:
         keep = self.random.choice([0, 0, self.random.randint(0, 30)])
         base = self.disk.save(snapshot, stored, keep, state.memberships.at)
         self.world.counts["snapshots"] += 1
-        if base is not None and base.index <= state.applied:
+        if base is not None:
             self.run(Compacted(base))
         if self.world.saved is not None:
             self.world.saved(self, index)
@@ -371,8 +372,10 @@ class Server:
 
     # -------------------------------------------------------------------------- snapshots for others
 
-    def _send_snapshot(self, peer: str, *, is_late: bool = False) -> None:
-        """Stream the newest snapshot. is_late: the leader has been told that this stream failed, and it has not."""
+    def _send_snapshot(self, peer: str, term: int, *, is_late: bool = False) -> None:
+        """Stream the newest snapshot. term: in which this node led when that was wanted; it may not lead any more.
+        is_late: the leader has been told that this stream failed, and it has not.
+        """
         snapshot, faults = self.disk.platter.snapshot, self.world.faults
         if snapshot is not None and not snapshot.is_whole():
             self._found_damage()
@@ -382,7 +385,7 @@ class Server:
             self.world.counts["streams that failed"] += 1
             self.later(self.random.expovariate(1 / faults.stream), self.run, SnapshotSent(peer, None))
             return
-        event = SnapshotReceived(self.name, self.node.state.term, snapshot.mark, snapshot.membership)
+        event = SnapshotReceived(self.name, term, snapshot.mark, snapshot.membership)
         if self.world.streamed is not None:
             self.world.streamed(peer)
         life = 0 if is_late else self.life
@@ -392,7 +395,7 @@ class Server:
         """Begin a stream that was asked for a while ago, and waited for its turn or for the peer to be there."""
         if self.node.state.leading is not None:
             self.world.counts["late streams"] += 1
-            self._send_snapshot(peer, is_late=True)
+            self._send_snapshot(peer, self.node.state.term, is_late=True)
 
     def _arrive(self, life: int, peer: str, snapshot: Snapshot, event: SnapshotReceived, may_wait: bool) -> None:
         """The last byte of a stream arrives at a peer. If that is down or cut off, the stream goes on once more when

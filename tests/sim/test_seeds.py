@@ -27,7 +27,7 @@ HAPPENED = (
     *("hunted", "raced snapshots", "freezes"),
     *("clock jumps", "stalls", "late writes", "full disks", "ended for want of space", "fsync errors"),
     *("flipped bits", "lost disks", "quarantines", "bursts"),
-    *("calls", "reads", "retries", "repeated", "lost", "dropped", "lost answers"),
+    *("calls", "reads", "retries", "repeated", "expired", "lost", "dropped", "lost answers"),
 )
 
 

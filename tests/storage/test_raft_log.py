@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from conveyord.core.errors import Refused
 from conveyord.core.raft.messages import Install, Write
-from conveyord.core.raft.types import ENTRY_BYTES, Entry, HardState, Kind, Mark, size_of
+from conveyord.core.raft.types import ENTRY_BYTES, Entry, HardState, Kind, Mark, make_entry, size_of
 from conveyord.storage.raft_log import log as raft_log
 from conveyord.storage.raft_log import writing
 from conveyord.storage.raft_log.log import RaftLog
@@ -47,10 +47,11 @@ class TestLoading:
             appended(log, model, [100] * 10, term=term)  # the commit hint is where the log ended before
         log.close()
         log = opened(tmp_path)
-        assert [one.index for one in log.load(0, window_bytes=500).entries] == list(range(21, 31))
-        assert [one.index for one in log.load(28, window_bytes=500).entries] == list(range(26, 31))
+        window = 5 * (100 + ENTRY_BYTES) + 99
+        assert [one.index for one in log.load(0, window_bytes=window).entries] == list(range(21, 31))
+        assert [one.index for one in log.load(28, window_bytes=window).entries] == list(range(26, 31))
         assert [one.index for one in log.load(30, window_bytes=0).entries] == [30]
-        loaded = log.load(28, window_bytes=500)
+        loaded = log.load(28, window_bytes=window)
         assert (loaded.runs, loaded.applied) == ([(1, 1), (11, 2), (21, 3)], 28)
         log.close()
 
@@ -89,6 +90,14 @@ class TestFounding:
         assert log.load(0).membership == membership(3)
         log.close()
         assert found(tmp_path)[2] == membership(3)
+
+    def test_a_blank_log_that_an_earlier_process_made_may_be_founded_before_it_is_loaded(self, tmp_path: Path) -> None:
+        opened(tmp_path).close()
+        log = opened(tmp_path)
+        log.found(membership(2))
+        assert log.load(0).membership == membership(2)
+        log.close()
+        assert found(tmp_path)[2] == membership(2)
 
     @pytest.mark.parametrize("held", ["entry", "vote"])
     def test_a_log_that_holds_anything_founds_nothing(self, tmp_path: Path, held: str) -> None:
@@ -269,6 +278,22 @@ class TestWhoMayOpenIt:
         connection.close()
         with pytest.raises(Refused, match="has schema 2, this conveyord knows 1"):
             opened(tmp_path)
+        assert (tmp_path / "raft.db").exists()
+
+    @pytest.mark.parametrize("window_bytes", [0, EVERYTHING])
+    def test_an_entry_of_a_kind_that_a_newer_conveyord_wrote_is_refused_and_stays(
+        self, tmp_path: Path, window_bytes: int
+    ) -> None:
+        log, model = opened(tmp_path), Model()
+        log.load(0)
+        newer = make_entry(model.end.chain, 1, 1, 7, b"of another day")
+        appended(log, model, [], entries=(newer, *entries_after(Mark(1, 1, newer.chain), 1, [9, 9])))
+        log.close()
+        log = opened(tmp_path)
+        with pytest.raises(Refused, match="entry 1 .* is of kind 7, which this conveyord does not know"):
+            log.load(3, window_bytes=window_bytes)
+        log.close()
+        assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == []
         assert (tmp_path / "raft.db").exists()
 
     def test_a_log_that_is_closed_refuses(self, tmp_path: Path) -> None:

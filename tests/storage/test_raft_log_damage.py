@@ -131,6 +131,10 @@ CORPUS: dict[str, Damage] = {
     "the head is gone": partial(changed, sql="DELETE FROM head"),
     "the head is there twice": partial(changed, sql="INSERT INTO head SELECT * FROM head"),
     "the table is gone": partial(changed, sql="DROP TABLE entries"),
+    "the watermark is empty": partial(cut, name="raft.db-watermark", size=0),
+    "the watermark is cut": partial(cut, name="raft.db-watermark", size=19),
+    "the watermark is flipped": partial(flipped, name="raft.db-watermark", offset=9),
+    "the watermark is something else": lambda path: (path / "raft.db-watermark").write_bytes(b"junk"),
 }
 
 

@@ -26,7 +26,9 @@ DIRSYNC_FLAGS = apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL
 
 @dataclass(frozen=True)
 class Event:
-    """what: create, write, truncate, sync, delete, directory (synced), or `mark`, where the test says how far it is."""
+    """what: create, write, truncate, sync, put (a file that is on disk takes the name), delete, directory (synced), or
+    `mark`, where the test says how far it is.
+    """
 
     what: str
     name: str = ""
@@ -67,8 +69,8 @@ class Disk:
 
     def take(self, event: Event) -> None:
         match event.what:
-            case "create":
-                self.current[event.name] = File()
+            case "create" | "put":
+                self.current[event.name] = File(event.data)
                 self.names.append((event.name, self.current[event.name]))
             case "delete":
                 del self.current[event.name]
@@ -159,8 +161,8 @@ class Recorder(apsw.VFS):
 
         def written(path: Path, content: bytes) -> None:
             write_file(path, content)
-            self.names.discard(path.name)
-            for what in ("write", "sync", "directory"):
+            self.names.add(path.name)
+            for what in ("put", "directory"):
                 self.note(what, path.name, 0, content)
 
         def directory_synced(path: Path) -> None:

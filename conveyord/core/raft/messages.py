@@ -86,16 +86,20 @@ class TimeoutNow(Message):
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest(Message):
-    """A follower's linearizable read, forwarded. ticket: the follower's."""
+    """A follower's linearizable read, forwarded. number: the follower's own; it gives none twice, not even in another
+    life, so that no late reply stands for a read that came after it.
+    """
 
-    ticket: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
 class ReadReply(Message):
-    """index: what must be applied before the read is answered; None if the leader cannot confirm it."""
+    """number: of the request. index: what must be applied before the read is answered; None if the leader cannot
+    confirm it.
+    """
 
-    ticket: int
+    number: int
     index: int | None
 
 
@@ -133,7 +137,8 @@ class ChangeMembers:
 class Read:
     """A linearizable read: `ReadReady` says when the applied state may answer it.
 
-    One ticket may stand for any number of reads that have come before it.
+    One ticket may stand for any number of reads that have come before it. It stays within the node, and may be used
+    again, for another read, once it is answered.
     """
 
     ticket: int
@@ -171,7 +176,9 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """A snapshot exists that is no older than this place in the log, which begins after it on disk now."""
+    """A snapshot of this node's state exists that is no older than this place in the log, which begins after it on disk
+    now. So all up to there is applied, whether `Applied` has said so yet or not.
+    """
 
     base: Mark
 
@@ -188,7 +195,8 @@ class SnapshotSent:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotReceived:
-    """A whole, checked snapshot lies beside the state. sender, term: of the leader that sent it.
+    """A whole, checked snapshot lies beside the state. sender: the leader that sent it. term: in which it led when it
+    was asked to (`Ready.snapshots`); not one in which it may lead no more.
 
     If the next `Ready` has no `Install` for it, it is not needed and may be deleted.
     """

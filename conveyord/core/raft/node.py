@@ -49,6 +49,8 @@ from conveyord.core.raft.outbox import Outbox, Unsaved
 from conveyord.core.raft.state import Role, State
 from conveyord.core.raft.types import BEGINNING, BLANK, Entry, HardState, Mark, NodeId, Options
 
+NUMBERS = 1 << 48  # of reads, for lives to begin at: so many that no two of them ever meet
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -74,7 +76,8 @@ class RaftNode:
     def __init__(
         self, node: NodeId, loaded: Loaded, options: Options, *, random: Callable[[], float], now: float
     ) -> None:
-        """random: numbers of [0, 1), for the times of elections. now: seconds of the clock that `step` is told.
+        """random: numbers of [0, 1), for the times of elections and for where the numbers of reads begin: others in
+        every life of the node. now: seconds of the clock that `step` is told.
 
         Raises Corrupt where the state or the hard state knows of entries that the log has not.
         """
@@ -95,6 +98,8 @@ class RaftNode:
         )
         self._fetched: tuple[Entry, ...] = ()
         self.state.wait()
+        # A reply that is meant for an earlier life of this node must fit no read of this one.
+        self.state.asked = int(random() * NUMBERS)
 
     @property
     def deadline(self) -> float:
@@ -176,7 +181,10 @@ class RaftNode:
             case Fetched() if leading is not None:
                 replication.on_fetched(state, leading, event)
             case Compacted() if event.base.index > state.log.base.index:  # else a snapshot has overtaken it
-                assert event.base.index <= state.applied, (event.base, state.applied)
+                assert event.base.index <= state.handed, (
+                    f"{event.base} is in a snapshot, and was not given out to apply"
+                )
+                state.applied = max(state.applied, event.base.index)
                 state.memberships.compacted(event.base.index)
                 state.log.compact(event.base)
             case SnapshotSent() if leading is not None:

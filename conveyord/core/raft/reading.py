@@ -18,8 +18,10 @@ def on_read(state: State, event: Read) -> None:
     elif state.leading is not None:
         gather(state, state.leading, Asker(state.node, event.ticket))
     elif state.leader is not None:
-        state.forwarded[event.ticket] = state.now + state.options.election_timeout_seconds
-        state.outbox.send(ReadRequest(state.node, state.leader, state.term, event.ticket))
+        # Not the ticket, which the driver may use again: a late reply to an older read would stand for this one.
+        state.asked += 1
+        state.forwarded[state.asked] = event.ticket, state.now + state.options.election_timeout_seconds
+        state.outbox.send(ReadRequest(state.node, state.leader, state.term, state.asked))
     else:
         answer(state, Asker(state.node, event.ticket), None)
 
@@ -34,7 +36,7 @@ def gather(state: State, leading: Leadership, asker: Asker) -> None:
 
 def on_read_request(state: State, message: ReadRequest) -> None:
     """A follower forwards a read."""
-    asker = Asker(message.sender, message.ticket)
+    asker = Asker(message.sender, message.number)
     if state.leading is None:
         answer(state, asker, None)
     else:
@@ -43,18 +45,19 @@ def on_read_request(state: State, message: ReadRequest) -> None:
 
 def on_read_reply(state: State, message: ReadReply) -> None:
     """The leader has confirmed a read of ours, or cannot."""
-    if state.forwarded.pop(message.ticket, None) is not None:
-        answer(state, Asker(state.node, message.ticket), message.index)
+    found = state.forwarded.pop(message.number, None)
+    if found is not None:
+        answer(state, Asker(state.node, found[0]), message.index)
 
 
 def answer(state: State, asker: Asker, index: int | None) -> None:
     """Tell who reads what must be applied first; None if it must ask again."""
     if asker.node != state.node:
-        state.outbox.send(ReadReply(state.node, asker.node, state.term, asker.ticket, index))
+        state.outbox.send(ReadReply(state.node, asker.node, state.term, asker.number, index))
     elif index is None:
-        state.outbox.reads.append(ReadReady(asker.ticket, is_confirmed=False))
+        state.outbox.reads.append(ReadReady(asker.number, is_confirmed=False))
     else:
-        heappush(state.confirmed, (index, asker.ticket))
+        heappush(state.confirmed, (index, asker.number))
 
 
 def proceed(state: State) -> None:
@@ -68,7 +71,7 @@ def proceed(state: State) -> None:
     while state.confirmed and state.confirmed[0][0] <= state.applied:
         state.outbox.reads.append(ReadReady(heappop(state.confirmed)[1], is_confirmed=True))
     while state.forwarded_until <= state.now:
-        ticket, _ = state.forwarded.popitem(last=False)
+        _, (ticket, _) = state.forwarded.popitem(last=False)
         state.outbox.reads.append(ReadReady(ticket, is_confirmed=False))
 
 

@@ -19,10 +19,10 @@ from conveyord.core.raft.types import NodeId
 
 
 class Asker(NamedTuple):
-    """Who reads: a node, and its own ticket."""
+    """Who reads. number: the ticket of a read of this node's own, or the number that another has given to its read."""
 
     node: NodeId
-    ticket: int
+    number: int
 
 
 @dataclass(slots=True)

@@ -64,7 +64,8 @@ class Leadership:
 class State:
     """One node. handed: up to where entries were given out to be applied. heard_at: when it last heard a leader.
 
-    forwarded: own reads that the leader was asked to confirm, with when to give up on them, the oldest first.
+    asked: the number of the last own read that the leader was asked to confirm. forwarded: such reads by their
+    numbers, the oldest first: the ticket, and when to give up.
     confirmed: a heap of reads that wait for the index before their ticket to be applied.
     """
 
@@ -88,7 +89,8 @@ class State:
     is_fetching: bool = False
     votes: dict[NodeId, bool] = field(default_factory=dict)
     leading: Leadership | None = None
-    forwarded: OrderedDict[int, float] = field(default_factory=OrderedDict)
+    asked: int = 0
+    forwarded: OrderedDict[int, tuple[int, float]] = field(default_factory=OrderedDict)
     confirmed: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -117,7 +119,7 @@ class State:
     @property
     def forwarded_until(self) -> float:
         """When to give up on the oldest read that was forwarded."""
-        return next(iter(self.forwarded.values())) if self.forwarded else NEVER
+        return next(iter(self.forwarded.values()))[1] if self.forwarded else NEVER
 
     def wait(self) -> None:
         """Draw when to campaign if nothing is heard."""
@@ -139,7 +141,7 @@ class State:
 
     def fail_forwarded(self) -> None:
         """The leader that was asked may never answer: let the readers ask again."""
-        self.outbox.reads.extend(ReadReady(ticket, is_confirmed=False) for ticket in self.forwarded)
+        self.outbox.reads.extend(ReadReady(ticket, is_confirmed=False) for ticket, _ in self.forwarded.values())
         self.forwarded.clear()
 
     def truncate(self, first: int) -> None:

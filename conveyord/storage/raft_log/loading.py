@@ -6,21 +6,23 @@ import struct
 
 import apsw
 
-from conveyord.core.errors import Corrupt
+from conveyord.core.errors import Corrupt, Refused
 from conveyord.core.raft.membership import Membership, decode
 from conveyord.core.raft.node import Loaded
 from conveyord.core.raft.types import Entry, Kind, chain_after, crc_of, size_of
 from conveyord.storage.raft_log.head import Head, Row
 
 SELECT = 'SELECT "index", term, kind, data, crc, chain FROM entries WHERE "index" >= ? AND "index" < ? ORDER BY "index"'
+KINDS = frozenset(Kind)
 INDEX_END = 2**63 - 1  # no index reaches what SQLite can hold
 
 
 def load(connection: apsw.Connection, head: Head, *, applied: int, window_bytes: int) -> Loaded:
-    """Verify the log after its base, and hand it over as a node wants it. Raises Corrupt, or an error of SQLite.
+    """Verify the log after its base, and hand it over as a node wants it. Raises Corrupt, or an error of SQLite, or
+    Refused where it is whole and holds what only a newer conveyord knows.
 
-    In memory are only the newest entries, up to `window_bytes` of data, or more if they may still change. Entries at or
-    below the base are rubbish that was not swept yet, and are not looked at.
+    In memory are only the newest entries, up to `window_bytes` by `size_of`, or more if they may still change. Entries
+    at or below the base are rubbish that was not swept yet, and are not looked at.
     """
     problems = connection.execute("PRAGMA quick_check(1)").fetchall()
     if problems != [("ok",)]:
@@ -41,6 +43,11 @@ def load(connection: apsw.Connection, head: Head, *, applied: int, window_bytes:
                     raise Corrupt(f"entry {index} has term {term}, the one before it {last_term}")
                 runs.append((index, term))
                 last_term = term
+            if kind not in KINDS:
+                raise Refused(
+                    f"entry {index} of the log of node {head.node} is of kind {kind}, which this conveyord does not "
+                    "know; run the newer one that wrote it"
+                )
             if kind == Kind.MEMBERSHIP:
                 memberships.append((index, decode(data)))
             last = index
@@ -70,10 +77,11 @@ def _window(connection: apsw.Connection, head: Head, *, settled: int, bytes_max:
     newest, size = list[Entry](), 0
     rows = connection.execute(f"{SELECT} DESC", (head.base.index + 1, INDEX_END))
     for row in rows:
-        size += len(row[3])
-        if newest and size > bytes_max and row[0] <= settled:
+        entry = _entry(row)
+        size += size_of([entry])
+        if newest and size > bytes_max and entry.index <= settled:
             break
-        newest.append(_entry(row))
+        newest.append(entry)
     rows.close()
     return newest[::-1]
 

@@ -91,7 +91,8 @@ class RaftLog:
     def load(self, applied: int, *, window_bytes: int = WINDOW_BYTES) -> Loaded:
         """Verify everything, once. On return all of it is on disk, also what a killed process had not synced.
 
-        applied: the last entry that is in the state. window_bytes: of the newest entries, which are handed over.
+        applied: the last entry that is in the state. window_bytes: of the newest entries, which are handed over, by
+        `size_of`. Raises Refused, and moves nothing aside, if an entry is of a kind that only a newer conveyord knows.
         """
         connection = self._open_one()
         with self._translating():
@@ -120,12 +121,14 @@ class RaftLog:
             self._take(connection, step_of(connection, self._head, write))
 
     def found(self, membership: Membership) -> None:
-        """Begin a cluster with these members: on each of them, in a log that holds nothing, before it is loaded again.
+        """Begin a cluster with these members: on each of them, in a log that holds nothing. Load it after that.
 
         May be repeated. Raises Refused if the log holds anything, or as `write` does.
         """
         connection = self._open_one()
         step = founding(self._head, membership)
+        if self._watermark is None:
+            self.load(0)  # an earlier process has made it: nothing is written before all is verified
         with self._writing():
             self._take(connection, step)
 

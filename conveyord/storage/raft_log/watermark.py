@@ -14,6 +14,7 @@ import struct
 import zlib
 from pathlib import Path
 
+from conveyord.core.errors import Corrupt
 from conveyord.storage.disk import write_file
 
 _RECORD = struct.Struct("<8sQ")
@@ -22,13 +23,16 @@ _MAGIC = b"cvrmark1"
 
 
 def read_or_none(path: Path) -> int | None:
-    """The sequence number at `path`; None if there is none, or none that is whole. Blocking."""
+    """The sequence number at `path`; None if there is no such file. Blocking.
+
+    Raises Corrupt if it is not whole: it is put in place whole, and written in one sector, so no crash leaves it so.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
     if len(content) != _RECORD.size + _CRC.size or content != _encoded(_RECORD.unpack_from(content)[1]):
-        return None
+        raise Corrupt("the watermark is not what was written")
     return int(_RECORD.unpack_from(content)[1])
 
 

@@ -133,6 +133,7 @@ class Stage(Cluster):
     def start(self, name: NodeId, loaded: Loaded, *, share: float = 0.5) -> object:  # type: ignore[override]
         """As before; what it begins with is no news."""
         rig = super().start(name, loaded, share=share)
+        rig.node.state.asked = 0  # else it is a number that nobody likes to read
         self.known[name] = (telling.role(rig.node.state), rig.node.state.commit)
         return rig
 

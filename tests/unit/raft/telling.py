@@ -84,9 +84,9 @@ def _says(found: Message) -> str:
         case TimeoutNow():
             return "TimeoutNow"
         case ReadRequest():
-            return f"ReadRequest {found.ticket}"
+            return f"ReadRequest {found.number}"
         case ReadReply():
-            return f"ReadReply {found.ticket} {'refused' if found.index is None else f'at {found.index}'}"
+            return f"ReadReply {found.number} {'refused' if found.index is None else f'at {found.index}'}"
     raise AssertionError(found)
 
 

@@ -134,7 +134,7 @@ def test_a_candidate_with_votes_of_a_minority_does_not_lead() -> None:
 
 
 def test_times_of_elections_are_drawn_anew_between_one_and_two_timeouts() -> None:
-    drawn = iter([0.0, 0.999, 0.25, 0.5, 0.75])
+    drawn = iter([0.0, 0.1, 0.999, 0.25, 0.5, 0.75])  # the second is for the numbers of reads
     node = RaftNode("a", Loaded(membership=Membership(frozenset("ab"))), DEFAULTS, random=lambda: next(drawn), now=10.0)
     found = []
     for _ in range(4):
@@ -180,6 +180,27 @@ def test_what_is_said_in_a_past_term_changes_nothing(message: Message, role: Rol
     before = (state.role, state.hard_state, state.leader, state.log.last, state.heard_at)
     cluster.step("a", Receive(message))
     assert (state.role, state.hard_state, state.leader, state.log.last, state.heard_at) == before
+
+
+@pytest.mark.parametrize("of", ["append", "heartbeat"])
+def test_what_is_acknowledged_in_a_past_term_is_not_counted(of: str) -> None:
+    """Neither as a copy, nor as a leader heard, nor for a read."""
+    loaded = {name: Loaded(HardState(8), membership=Membership(frozenset("abc"))) for name in "abc"}
+    cluster = Cluster(loaded=loaded)
+    cluster.cut = lambda message: isinstance(message, Append | AppendReply | HeartbeatReply)
+    cluster.elect("a")
+    state = cluster["a"].node.state
+    assert state.leading is not None
+    cluster.step("a", Read(7))
+    peer = state.leading.peers["b"]
+    before = (peer.match, peer.round, peer.acked_at, state.commit)
+    assert before[:2] == (0, 0) and before[3] < state.log.last
+    cluster.now += 0.1 * T
+    past = state.term - 1
+    late = AppendReply("b", "a", past, state.log.last) if of == "append" else HeartbeatReply("b", "a", past, 1)
+    cluster.step("a", Receive(late))
+    assert (peer.match, peer.round, peer.acked_at, state.commit) == before
+    assert cluster["a"].reads == []
 
 
 def test_a_node_with_a_higher_term_gets_back_into_the_cluster() -> None:

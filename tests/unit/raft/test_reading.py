@@ -11,6 +11,7 @@ from conveyord.core.raft.messages import (
     Event,
     Heartbeat,
     HeartbeatReply,
+    Message,
     Persisted,
     Read,
     ReadReady,
@@ -93,6 +94,51 @@ def test_a_follower_reads_through_its_leader_and_waits_until_it_has_applied_what
     cluster.cut = lambda message: False
     cluster.wait(0.5 * T)
     assert (cluster["b"].reads, cluster.commands()["b"]) == (CONFIRMED, [b"x"])
+
+
+def answered_late(cluster: Cluster) -> ReadReply:
+    """b's read 7 at commit 1, whose answer is held back; then something is committed that b does not hear of."""
+    held = list[ReadReply]()
+
+    def is_held(message: Message) -> bool:
+        held.extend([message] if isinstance(message, ReadReply) else [])
+        return isinstance(message, ReadReply)
+
+    cluster.elect("a")
+    cluster.cut = is_held
+    cluster.step("b", Read(7))
+    cluster.settle()
+    cluster.wait(0.6 * T)
+    cluster.cut = lambda message: "b" in (message.sender, message.to) and not isinstance(message, Heartbeat)
+    cluster.wait(0.6 * T)
+    cluster.propose("a", b"x")
+    cluster.settle()
+    assert (cluster["a"].node.state.commit, cluster["b"].node.state.commit) == (2, 1)
+    return held[0]
+
+
+def test_a_late_answer_to_a_read_that_was_given_up_says_nothing_of_one_with_the_same_ticket() -> None:
+    """What was committed between the two would not be seen."""
+    cluster = Cluster()
+    late = answered_late(cluster)
+    assert cluster["b"].reads == FAILED
+    cluster["b"].reads.clear()
+    cluster.step("b", Read(7))
+    cluster.step("b", Receive(late))
+    assert cluster["b"].reads == []
+
+
+def test_a_late_answer_to_a_read_says_nothing_of_one_with_the_same_ticket_after_a_restart() -> None:
+    """A driver that counts its tickets from one in every life is no reason for a stale read."""
+    cluster = Cluster()
+    late, old = answered_late(cluster), cluster["b"].node.state
+    found = Loaded(old.hard_state, membership=cluster.membership, entries=old.log.tail(1), applied=old.applied)
+    cluster.start("b", found, share=0.75)
+    cluster.step("b", Receive(Heartbeat("a", "b", old.term, 1, 0)))
+    for _ in range(3):
+        cluster.step("b", Read(7))
+    cluster.step("b", Receive(late))
+    assert cluster["b"].reads == []
 
 
 def test_a_forwarded_read_that_nobody_answers_fails_after_a_timeout() -> None:

@@ -16,9 +16,9 @@ from conveyord.core.raft.messages import (
     SnapshotReceived,
     SnapshotSent,
 )
-from conveyord.core.raft.node import Loaded
+from conveyord.core.raft.node import Loaded, RaftNode
 from conveyord.core.raft.progress import Mode
-from conveyord.core.raft.types import HardState, Mark
+from conveyord.core.raft.types import HardState, Mark, Options
 from tests.unit.raft.rig import Cluster, T, entries_of
 
 ABC = Membership(frozenset("abc"))
@@ -106,6 +106,20 @@ def test_a_snapshot_of_what_is_committed_changes_nothing() -> None:
     assert cluster.mail == [AppendReply("b", "a", 1, 3)]
 
 
+def test_the_members_of_a_snapshot_take_the_place_of_all_that_were_known() -> None:
+    """Those of the log that it replaces as well, committed or not."""
+    known = [(1, Membership(frozenset("abcd"))), (3, Membership(frozenset("bc")))]
+    found = Loaded(HardState(1, None, 1), membership=ABC, memberships=known, entries=entries_of([1, 1, 1]), applied=1)
+    cluster = Cluster(loaded={"b": found})
+    mark, wanted = Mark(9, 2, b"12345678"), Membership(frozenset("abe"), frozenset("f"))
+    cluster.step("b", SnapshotReceived("a", 2, mark, wanted))
+    memberships = cluster["b"].node.state.memberships
+    assert (memberships.current, memberships.index, memberships.at(9)) == (wanted, 9, wanted)
+    assert cluster["b"].writes[-1].install == Install(mark, wanted)
+    with pytest.raises(StopIteration):
+        memberships.at(8)
+
+
 def test_a_snapshot_of_a_past_leader_is_not_taken() -> None:
     cluster = Cluster(loaded={"b": Loaded(HardState(5), membership=ABC)})
     cluster.step("b", SnapshotReceived("a", 4, Mark(9, 4, b"12345678"), ABC))
@@ -158,6 +172,19 @@ def test_a_compaction_that_a_snapshot_has_overtaken_changes_nothing() -> None:
     cluster.step("b", Compacted(Mark(2, 1, entries[1].chain)))
     state = cluster["b"].node.state
     assert (state.log.base, state.membership) == (mark, ABC)
+
+
+def test_a_snapshot_says_that_its_entries_are_applied_before_the_driver_does() -> None:
+    """It is taken beside everything else, so it may be told first."""
+    entries = entries_of([1, 1, 1])
+    found = Loaded(HardState(1, None, 3), membership=ABC, entries=entries)
+    node = RaftNode("b", found, Options(), random=lambda: 0.5, now=0.0)
+    assert node.ready().committed == tuple(entries)
+    node.step(Compacted(Mark(2, 1, entries[1].chain)), 0.0)
+    assert (node.state.log.base.index, node.state.applied) == (2, 2)
+    assert node.ready().committed == ()
+    node.step(Applied(3), 0.0)
+    assert (node.state.applied, node.ready().committed) == (3, ())
 
 
 def test_members_of_before_a_compaction_are_not_kept() -> None:
