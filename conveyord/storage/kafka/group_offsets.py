@@ -106,6 +106,7 @@ class GroupOffsets:
             return str(silence)
         deadline = time.monotonic() + LAST_COMMIT_SECONDS
         while True:
+            self.await_answers(consumer, deadline)  # one that was sent before, and again, could arrive after this one
             self._refusals.clear()
             self._send(consumer, news)
             self.await_answers(consumer, deadline)
