@@ -29,7 +29,9 @@ from conveyord.storage.raft_log.log import RaftLog
 from conveyord.storage.raft_log.writing import INSERT
 
 DATA_BYTES = 200
-BATCHES = {1: 300, 16: 300, 64: 200, 256: 100}  # entries of a transaction: transactions of a round
+# Entries of a transaction: transactions of a round. As many as take each side through a dozen checkpoints: with two of
+# ours to one of theirs the round would measure where its end falls.
+BATCHES = {1: 6000, 16: 3000, 64: 1600, 256: 800}
 WARMING = 1200  # pages of transactions before the first that counts: one checkpoint, so that both write over old frames
 SELECT = 'SELECT "index", term, kind, data, crc, chain FROM entries ORDER BY "index"'
 LOAD_TRANSACTION = 1000
