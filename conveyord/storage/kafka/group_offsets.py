@@ -39,6 +39,7 @@ _PASSING = {
 }
 """What a commit may fail with that passes for who polls meanwhile, and so hears of the generation that has begun."""
 NO_ANSWER = "no answer within seconds"
+OVERTAKEN = "a commit before it was sent again, and arrived behind it"
 
 
 class GroupOffsets:
@@ -66,6 +67,7 @@ class GroupOffsets:
 
     def forget(self, places: Collection[TopicPartition]) -> None:
         """These came to us, and others may have moved the group's offsets since they were ours."""
+        self._given_up = self.untaken(self._given_up)  # while that is still known
         for place in places:
             self._taken.pop(place, None)
 
@@ -128,11 +130,11 @@ class GroupOffsets:
         or after 10 s, or `at_once`. It is not sent again: this member joins again with the answer, and who is given the
         partitions then may have begun to read.
         """
-        self._given_up = left = self.untaken(self._given_up)
-        if not left or not (at_once or not self.are_under_way or time.monotonic() >= self._given_up_by):
+        # Also what has arrived is not taken for it before: an earlier commit may be sent again, and arrive behind it.
+        if not self._given_up or not (at_once or not self.are_under_way or time.monotonic() >= self._given_up_by):
             return {}, ""
-        self._given_up = {}
-        return self.taken(left), self._why
+        left, self._given_up = self.untaken(self._given_up), {}
+        return (self.taken(left), self._why) if left else ({}, "")
 
     def await_answers(self, consumer: Consumer, deadline: float) -> None:
         """Poll until every commit is answered: reading has ended, so what comes beside that is dropped."""
@@ -148,7 +150,8 @@ class GroupOffsets:
     @property
     def _why(self) -> str:
         said = {str(as_conveyord_error(error, self._connection.brokers)) for error in self._refusals}
-        return "; ".join(sorted(said)) or f"Kafka at {self._connection.brokers}: {NO_ANSWER}"
+        silence = NO_ANSWER if self.are_under_way else OVERTAKEN
+        return "; ".join(sorted(said)) or f"Kafka at {self._connection.brokers}: {silence}"
 
     def _silence(self, topic: str, deadline: float) -> ConveyordError | None:
         """The error if nobody answers by then, asked once at least. Where nobody does, a commit would stay under way,
