@@ -26,7 +26,7 @@ from pathlib import Path
 import apsw
 
 from conveyord.core.errors import Corrupt, OutcomeUnknown, Refused
-from conveyord.core.raft.membership import Membership
+from conveyord.core.raft.membership import Membership, decode
 from conveyord.core.raft.messages import Write
 from conveyord.core.raft.node import Loaded
 from conveyord.core.raft.types import Entry, Mark, NodeId, Options
@@ -82,6 +82,11 @@ class RaftLog:
     def base(self) -> Mark:
         """Where the log begins. Known before `load`, as the state store asks for it."""
         return self._head.base
+
+    @property
+    def membership(self) -> Membership:
+        """Who was a member there, likewise."""
+        return decode(self._head.members)
 
     @property
     def has_reserve(self) -> bool:

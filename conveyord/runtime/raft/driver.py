@@ -1,0 +1,311 @@
+"""One member of a cluster at work: the task that owns its node, and everything that the node asks for.
+
+    driver = Driver(node, log, state, transport, settings)
+    await nursery.start(driver.run)
+    driver.propose(command, done)          # `done` is called with the outcome
+    index = await driver.read_index()      # the state may answer a linearizable read then
+
+Whatever happens to the node goes through one mailbox, and one task steps it: all that has gathered, then `ready`, with
+no await between. So a hundred proposals that come while the disk is busy are one message and one sync. The leader's own
+disk writes while its messages are on their way.
+
+| thread or task | does |
+|---|---|
+| the owner | steps the node, hands out what it asks for, in no order but that of writes |
+| raft-log | writes in groups, reads, compacts: disk.py |
+| raft-state | applies, switches to snapshots: applying.py |
+| watching | tells the node that its disk is stalled or full, and when it is well again |
+| snapshots | takes them, has the log compacted, streams them to peers: snapshots.py |
+
+What the log or the state raises ends `run`, and must end the process: nobody knows what is on disk (DESIGN.md, law 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import structlog
+import trio
+
+from conveyord.core.errors import Refused, Retryable
+from conveyord.core.raft.membership import Change, Membership
+from conveyord.core.raft.messages import (
+    Accepted,
+    Applied,
+    ChangeMembers,
+    Dropped,
+    Event,
+    Message,
+    Propose,
+    Read,
+    Ready,
+    Receive,
+    SnapshotReceived,
+    Tick,
+    Transfer,
+)
+from conveyord.core.raft.node import RaftNode
+from conveyord.core.raft.proposals import Proposals
+from conveyord.core.raft.state import Role
+from conveyord.core.raft.types import Entry, Mark, NodeId
+from conveyord.runtime.raft.applying import Applying
+from conveyord.runtime.raft.disk import Disk
+from conveyord.runtime.raft.health import Health
+from conveyord.runtime.raft.outcomes import Done, Outcome, Unknown
+from conveyord.runtime.raft.ports import LogPort, StatePort, Transport
+from conveyord.runtime.raft.snapshots import Policy, Snapshots
+
+log = structlog.get_logger(__name__)
+
+PROPOSALS_MAX = 65_536  # that wait for their outcome
+MESSAGES_MAX = 10_000  # of others that wait for a turn; Raft tolerates that more are lost
+TICK = Tick()
+TAKEN = "an entry of another leader took its place; propose it anew"
+
+Answer = Callable[[Outcome], None]
+
+
+class Standing(NamedTuple):
+    """Where a node stands. leader: as far as it knows. applied: what its state has."""
+
+    role: Role
+    term: int
+    leader: NodeId | None
+    commit: int
+    applied: int
+
+
+@dataclass(slots=True, eq=False)
+class _Readers:
+    """Those who wait for one ticket."""
+
+    is_ready: trio.Event = field(default_factory=trio.Event)
+    is_confirmed: bool = False
+
+
+class Driver:
+    """See the module. Methods are for the trio thread."""
+
+    def __init__(
+        self, node: RaftNode, log: LogPort, state: StatePort, transport: Transport, policy: Policy | None = None
+    ) -> None:
+        """log, state: those that `node` was loaded from. policy: when snapshots are taken."""
+        self._node = node
+        self._transport = transport
+        self._mail: list[Event] = []
+        self._messages = 0  # of others, among them
+        self._woken = trio.Event()
+        self._proposals = Proposals()
+        self._asked: list[tuple[int, bytes]] = []
+        self._answers: dict[int, Answer] = {}
+        self._number = 0
+        self._readers = _Readers()
+        self._has_readers = False
+        self._reading: dict[int, _Readers] = {}
+        self._ticket = 0
+        self._changed = trio.Event()
+        self._standing = self.standing
+        self._disk = Disk(log, self.tell, self._on_install)
+        self._applying = Applying(state, self._on_applied, self._on_switched)
+        self._health = Health(log, self._disk, self._applying, node.state.options.election_timeout_seconds, self.tell)
+        self._snapshots = Snapshots(node, self._disk, state, transport, policy or Policy(), self.tell)
+        self.dropped_messages = 0
+
+    @property
+    def node_id(self) -> NodeId:
+        """Of this node."""
+        return self._node.state.node
+
+    @property
+    def standing(self) -> Standing:
+        """Where the node stands now."""
+        state = self._node.state
+        return Standing(state.role, state.term, state.leader, state.commit, state.applied)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take part until cancelled. Raises, in a group, what the log, the state or the node raises; see the module."""
+        try:
+            async with trio.open_nursery() as nursery:
+                for task in (self._disk.run, self._applying.run, self._health.run, self._snapshots.run):
+                    nursery.start_soon(task)
+                task_status.started()
+                await self._own()
+        finally:
+            answers, self._answers = self._answers, {}
+            for answer in answers.values():
+                answer(Unknown("this node has ended"))
+
+    # -------------------------------------------------------------------------- what others ask for
+
+    def propose(self, command: bytes, answer: Answer) -> int:
+        """Have a command appended; `answer` is called with what becomes of it, in the trio thread, and must not raise.
+
+        Returns the number by which `forget` knows it. The answer may never come while there is no majority.
+        """
+        number = self._await_answer(answer)
+        if len(self._answers) > PROPOSALS_MAX:
+            self._answer(number, Dropped(number, f"{PROPOSALS_MAX} proposals wait here; try again later", None))
+        else:
+            self._asked.append((number, command))
+            self._woken.set()
+        return number
+
+    def change_members(self, changes: Sequence[Change], answer: Answer) -> int:
+        """Ask for other members, likewise."""
+        number = self._await_answer(answer)
+        self.tell(ChangeMembers(number, tuple(changes)))
+        return number
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for this answer any more."""
+        self._answers.pop(number, None)
+
+    async def read_index(self) -> int:
+        """Wait until the state may answer a read that is linearizable from now on; returns the index that it has.
+
+        Raises Retryable if no leader confirms it; ask again.
+        """
+        readers, self._has_readers = self._readers, True
+        self._woken.set()
+        await readers.is_ready.wait()
+        if not readers.is_confirmed:
+            raise Retryable("no leader confirms reads at the moment; try again")
+        return self._node.state.applied
+
+    async def until(self, holds: Callable[[Standing], bool]) -> Standing:
+        """Wait until something is so; it may be otherwise again by then."""
+        while not holds(self.standing):
+            await self._changed.wait()
+        return self.standing
+
+    def transfer(self, to: NodeId | None = None) -> None:
+        """Hand leadership over, to `to` or to whoever is closest, if this node leads; `until` sees it come about."""
+        self.tell(Transfer(to))
+
+    def receive(self, message: Message) -> None:
+        """A message of another node has come. Some are dropped when too many wait."""
+        if message.to != self.node_id:
+            raise Refused(f"a Raft message for node {message.to} came to node {self.node_id}; mend its address")
+        if self._messages >= MESSAGES_MAX:
+            self.dropped_messages += 1
+            return
+        self._messages += 1
+        self.tell(Receive(message))
+
+    def snapshot_received(self, sender: NodeId, term: int, mark: Mark, members: Membership) -> None:
+        """A snapshot is staged: tell the node before the sender hears of it. term: in which it was asked to send it."""
+        self.tell(SnapshotReceived(sender, term, mark, members))
+
+    def tell(self, event: Event) -> None:
+        """Put something into the mailbox."""
+        self._mail.append(event)
+        self._woken.set()
+
+    # -------------------------------------------------------------------------- the owner
+
+    async def _own(self) -> None:
+        while True:
+            with trio.move_on_at(self._node.deadline):
+                await self._woken.wait()
+            self._woken = trio.Event()
+            self._turn()
+
+    def _turn(self) -> None:
+        """All that has gathered, and what follows from it."""
+        node, now = self._node, trio.current_time()
+        mail, self._mail, self._messages = self._mail, [], 0
+        for event in mail:
+            node.step(event, now)
+        if self._asked:
+            asked, self._asked = tuple(self._asked), []
+            node.step(Propose(asked), now)
+        if self._has_readers:
+            self._ticket += 1
+            self._reading[self._ticket] = self._readers
+            self._readers, self._has_readers = _Readers(), False
+            node.step(Read(self._ticket), now)
+        if now >= node.deadline:
+            node.step(TICK, now)
+        self._do(node.ready())
+        self._note(self.standing)
+
+    def _do(self, ready: Ready) -> None:
+        if ready.write is not None:
+            self._disk.write(ready.write)
+        for message in ready.messages:
+            self._transport.send(message)
+        for answer in ready.answers:
+            if isinstance(answer, Accepted):
+                self._proposals.accepted(answer.number, answer.index, answer.term)
+            else:
+                self._answer(answer.number, answer)
+        for read in ready.reads:
+            readers = self._reading.pop(read.ticket)
+            readers.is_confirmed = read.is_confirmed
+            readers.is_ready.set()
+        for fetch in ready.fetches:
+            self._disk.fetch(fetch)
+        for peer in ready.snapshots:
+            self._snapshots.send(peer, self._node.state.term)
+        if ready.committed:
+            self._applying.apply(ready.committed)
+
+    def _note(self, now: Standing) -> None:
+        before, self._standing = self._standing, now
+        if now == before:
+            return
+        if now[:3] != before[:3]:
+            log.info(_sentence(before, now), node=self.node_id, term=now.term, leader=now.leader)
+        if now.role is not Role.LEADER and before.role is Role.LEADER:
+            self._snapshots.give_up()
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # -------------------------------------------------------------------------- what comes of it
+
+    def _await_answer(self, answer: Answer) -> int:
+        self._number += 1
+        self._answers[self._number] = answer
+        return self._number
+
+    def _answer(self, number: int, outcome: Outcome) -> None:
+        answer = self._answers.pop(number, None)
+        if answer is not None:
+            answer(outcome)
+
+    def _on_applied(self, entries: Sequence[Entry], replies: Sequence[bytes]) -> None:
+        if not entries:
+            return
+        self.tell(Applied(entries[-1].index))
+        if self._proposals:
+            for entry, reply in zip(entries, replies, strict=True):
+                answered, lost = self._proposals.applied(entry.index, entry.term)
+                for number in answered:
+                    self._answer(number, Done(entry.index, reply))
+                for number in lost:
+                    self._answer(
+                        number, Dropped(number, "another leader's entry took its place; propose it anew", None)
+                    )
+        self._snapshots.applied(entries[-1].index)
+
+    def _on_install(self, mark: Mark) -> None:
+        self._applying.switch(mark)
+
+    def _on_switched(self, before: Mark, mark: Mark) -> None:
+        log.info("the state is that of a snapshot now", node=self.node_id, index=mark.index, before=before.index)
+        for number in self._proposals.skipped(mark.index):
+            self._answer(number, Unknown("a snapshot has overtaken it"))
+        self.tell(Applied(mark.index))
+        self._snapshots.switched(mark.index)
+
+
+def _sentence(before: Standing, now: Standing) -> str:
+    if now.role is Role.LEADER:
+        return "this node leads"
+    if before.role is Role.LEADER:
+        return "this node leads no more"
+    if now.role is not Role.FOLLOWER:
+        return "no leader is heard; this node asks for votes"
+    return "another node leads" if now.leader is not None else "nobody is known to lead"

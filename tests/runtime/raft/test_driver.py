@@ -1,0 +1,175 @@
+"""Drivers on real logs and states: commits, groups, reads, restarts, snapshots, members, and what ends one."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import msgpack
+import pytest
+import trio
+
+from conveyord.core.errors import Refused, Retryable
+from conveyord.core.raft.membership import Change, Standing
+from conveyord.core.raft.messages import Dropped, Heartbeat, NotLeader
+from conveyord.core.raft.state import Role
+from conveyord.runtime.raft.outcomes import Done, Unknown
+from conveyord.runtime.raft.snapshots import Policy
+from tests.runtime.raft.rig import WAIT_SECONDS, asked, cluster, opened, proposed, reached, written
+from tests.sim.machine import command, register
+
+NAMES = ("a", "b", "c")
+SMALL = Policy(every_entries=40, kept_entries=10)
+
+
+async def test_three_nodes_agree(tmp_path: Path) -> None:
+    async with cluster(tmp_path, *NAMES) as rig:
+        leader = await rig.leader()
+        session = await opened(leader)
+        for number in range(1, 21):
+            outcome = await written(leader, session, number, number % 5, number)
+            assert isinstance(outcome, Done)
+            assert msgpack.unpackb(outcome.reply) is True
+        await rig.agree({0: 20, 1: 16, 2: 17, 3: 18, 4: 19})
+        digests = {member.store.state_digest() for member in rig.wires.members.values() if member.store is not None}
+        assert len(digests) == 1
+
+
+async def test_many_proposals_are_one_sync(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as rig:
+        driver = await rig.leader()
+        session = await opened(driver)
+        before = driver._disk.writes
+        outcomes = list[object]()
+
+        async def write(number: int) -> None:
+            data = command(session, number, 1, ("write", number % 10, number))
+            outcomes.append(await proposed(driver, data))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(1, 501):
+                nursery.start_soon(write, number)
+        assert len(outcomes) == 500
+        assert all(isinstance(outcome, Done) for outcome in outcomes)
+        assert driver._disk.writes - before <= 50
+
+
+async def test_a_follower_says_who_leads_and_reads_what_the_leader_has_committed(tmp_path: Path) -> None:
+    async with cluster(tmp_path, *NAMES) as rig:
+        leader = await rig.leader()
+        session = await opened(leader)
+        for member in rig.wires.members.values():
+            if member.up is leader:
+                continue
+            outcome = await written(member.up, session, 1, 1, 1)
+            assert isinstance(outcome, NotLeader)
+            assert outcome.leader == leader.node_id
+        for number in range(1, 11):
+            done = await written(leader, session, number, 1, number)
+            assert isinstance(done, Done)
+            for member in rig.wires.members.values():
+                assert await member.up.read_index() >= done.index
+                assert member.values() == {1: number}
+
+
+async def test_a_leader_that_is_cut_off_confirms_nothing_and_another_takes_over(tmp_path: Path) -> None:
+    async with cluster(tmp_path, *NAMES) as rig:
+        old = await rig.leader()
+        session = await opened(old)
+        assert isinstance(await written(old, session, 1, 1, 1), Done)
+        rig.wires.cut_off(old.node_id)
+        answers = list[object]()
+        old.propose(command(session, 2, 2, ("write", 1, 2)), answers.append)
+        with pytest.raises(Retryable, match="no leader confirms"):
+            await old.read_index()
+        new = await rig.leader(but=old.node_id)
+        assert isinstance(await written(new, session, 3, 1, 3), Done)
+        assert answers == []
+        rig.wires.cuts.clear()
+        await rig.agree({1: 3})
+        ((lost,),) = [answers]
+        assert isinstance(lost, Dropped)
+        assert "another leader" in lost.reason
+        assert isinstance(await written(new, session, 2, 1, 2), Done), "it is safe to propose anew"
+
+
+async def test_what_was_answered_outlives_that_all_nodes_are_stopped(tmp_path: Path) -> None:
+    async with cluster(tmp_path, *NAMES) as rig:
+        members = list(rig.wires.members.values())
+        for number in range(1, 6):
+            leader = await rig.leader()
+            session = await opened(leader)
+            assert isinstance(await written(leader, session, 1, number, number), Done)
+            for member in members:
+                await member.stop()
+            await rig.start(*members)
+        await rig.agree({number: number for number in range(1, 6)})
+
+
+async def test_who_was_away_gets_a_snapshot_of_what_was_compacted(tmp_path: Path) -> None:
+    async with cluster(tmp_path, *NAMES, policy=SMALL) as rig:
+        leader = await rig.leader()
+        late = next(member for member in rig.wires.members.values() if member.up is not leader)
+        await late.stop()
+        session = await opened(leader)
+        for number in range(1, 201):
+            assert isinstance(await written(leader, session, number, number % 7, number), Done)
+        with trio.fail_after(WAIT_SECONDS):
+            while leader._node.state.log.base.index < 100:
+                await trio.sleep(0.01)
+        await rig.start(late)
+        with trio.fail_after(WAIT_SECONDS):
+            while late.up._node.state.log.base.index < 100:
+                await trio.sleep(0.01)
+        last = await written(leader, session, 201, 1, 201)
+        assert isinstance(last, Done)
+        await reached(late.up, lambda standing: standing.applied >= last.index)
+        assert late.values()[1] == 201
+        await late.stop()
+        await rig.start(late)
+        await reached(late.up, lambda standing: standing.applied >= last.index)
+
+
+async def test_leadership_is_handed_over(tmp_path: Path) -> None:
+    async with cluster(tmp_path, *NAMES) as rig:
+        leader = await rig.leader()
+        heir = next(driver for driver in rig.up if driver is not leader)
+        leader.transfer(heir.node_id)
+        await reached(heir, lambda standing: standing.role is Role.LEADER)
+        await reached(leader, lambda standing: standing.leader == heir.node_id)
+
+
+async def test_a_node_joins_catches_up_and_becomes_a_voter(tmp_path: Path) -> None:
+    async with cluster(tmp_path, *NAMES, policy=SMALL) as rig:
+        leader = await rig.leader()
+        session = await opened(leader)
+        for number in range(1, 101):
+            assert isinstance(await written(leader, session, number, 1, number), Done)
+        new = rig.add("d")
+        await rig.start(new)
+        for standing in (Standing.LEARNER, Standing.VOTER):
+            while True:
+                outcome = await asked(partial(leader.change_members, [Change("d", standing)]))
+                if isinstance(outcome, Done):
+                    break
+                await trio.sleep(0.02)  # it has not caught up, or the change before is under way
+            await reached(new.up, lambda now, index=outcome.index: now.applied >= index)  # type: ignore[misc]
+        assert new.values() == {1: 100}
+        assert new.up._node.state.membership.voters == {"a", "b", "c", "d"}
+
+
+async def test_who_waits_is_told_when_a_node_ends(tmp_path: Path) -> None:
+    async with cluster(tmp_path, *NAMES) as rig:
+        leader = await rig.leader()
+        rig.wires.cut_off(leader.node_id)
+        answers = list[object]()
+        leader.propose(register(), answers.append)
+        await trio.sleep(0.05)
+        await rig.wires.members[leader.node_id].stop()
+        assert answers == [Unknown("this node has ended")]
+
+
+async def test_a_message_for_another_node_is_refused(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as rig:
+        with pytest.raises(Refused, match="for node x came to node a"):
+            rig.up[0].receive(Heartbeat("b", "x", 1, 0, 0))
