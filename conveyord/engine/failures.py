@@ -13,33 +13,6 @@ from conveyord.core.errors import ConveyordError, Retryable, StorageFull
 
 
 @contextmanager
-def unwrapped() -> Iterator[None]:
-    """Let a nursery's single error out as itself instead of in a group.
-
-    Several expected errors come out as the first of them: one cause is what a user can act on. That nobody
-    listened any more is no cause where something else went wrong. A group that holds several bugs stays
-    whole, because each of its tracebacks may be needed.
-    """
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        leaves = [leaf for leaf in _leaves(group) if not isinstance(leaf, trio.BrokenResourceError)] or list(
-            _leaves(group)
-        )
-        if len(leaves) == 1 or all(isinstance(leaf, ConveyordError) for leaf in leaves):
-            raise leaves[0] from leaves[0].__cause__
-        raise
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
-
-
-@contextmanager
 def storage_errors(what: str) -> Iterator[None]:
     """Turn what the operating system says of a full or read-only disk into a sentence about `what`."""
     try:

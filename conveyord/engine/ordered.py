@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import trio
 
-from conveyord.engine.failures import unwrapped
+from conveyord.runtime.nurseries import unwrapped
 
 T = TypeVar("T")
 R = TypeVar("R")

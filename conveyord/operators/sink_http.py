@@ -23,7 +23,6 @@ from conveyord.core.units import Bytes
 from conveyord.engine.batch_transform import place_of, rejections
 from conveyord.engine.contracts import Inbound, OperatorConfig, OperatorContext, Sink, SinkReport
 from conveyord.engine.copies import COPIED
-from conveyord.engine.failures import unwrapped
 from conveyord.engine.http.answers import Busy, Declined, check
 from conveyord.engine.http.options import HttpConfig, http_mistakes, open_client
 from conveyord.engine.http.requests import Format, Piece, idempotency_key, pieces_of
@@ -31,6 +30,7 @@ from conveyord.engine.http.results import ResultsConfig, failed_rows
 from conveyord.engine.messages import Batch, Eos
 from conveyord.engine.poison import Poison, Salvaged
 from conveyord.runtime.http_client import HttpClient, shown
+from conveyord.runtime.nurseries import unwrapped
 from conveyord.storage.run_positions import RunPositions, SinkKey
 
 log = structlog.get_logger(__name__)

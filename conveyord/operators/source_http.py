@@ -20,7 +20,6 @@ from conveyord.core.errors import ConfigError, Refused
 from conveyord.core.flow.positions import Partition, Positions, Span
 from conveyord.core.units import Seconds
 from conveyord.engine.contracts import Mistakes, OperatorConfig, OperatorContext, Outlet, Source
-from conveyord.engine.failures import unwrapped
 from conveyord.engine.http.answers import Busy, Declined, check
 from conveyord.engine.http.options import HttpConfig, http_mistakes, open_client, revealed
 from conveyord.engine.http.paging import Bookmark, CursorConfig, Page, after, decoded, digest_of, page_of, with_digest
@@ -29,6 +28,7 @@ from conveyord.engine.http.push_options import PushConfig, push_mistakes
 from conveyord.engine.http.records import RecordReader, decoded_alone
 from conveyord.engine.secrets import Secret
 from conveyord.runtime.http_client import HttpClient, Reply, shown
+from conveyord.runtime.nurseries import unwrapped
 
 log = structlog.get_logger(__name__)
 

@@ -20,7 +20,6 @@ from conveyord.core.flow.record_log import LOG_END, Extent, PartitionReader, Tai
 from conveyord.core.flow.tally import Tally
 from conveyord.core.flow.watermarks import PartitionWatermarks
 from conveyord.engine.contracts import Mistakes, OperatorConfig, OperatorContext, Outlet, Rejected, Source
-from conveyord.engine.failures import unwrapped
 from conveyord.engine.health import SourceHealth
 from conveyord.engine.kafka.hopper import Batching, Job, Release
 from conveyord.engine.kafka.options import connection_of
@@ -37,6 +36,7 @@ from conveyord.engine.origin import Place, RecordRef
 from conveyord.engine.payloads.contract import BadPayload, PayloadDecoder
 from conveyord.engine.payloads.options import format_config, payload_decoder
 from conveyord.engine.schema_memory import remembered_schema
+from conveyord.runtime.nurseries import unwrapped
 from conveyord.storage.kafka.connection import Connection, Silence
 from conveyord.storage.kafka.reader import KafkaReader
 from conveyord.storage.kafka.tail import KafkaTail

@@ -21,7 +21,6 @@ import trio
 from conveyord.core.errors import Retryable
 from conveyord.core.flow.positions import Position, Positions
 from conveyord.core.flow.record_log import Topic, TopicPartition
-from conveyord.engine.failures import unwrapped
 from conveyord.engine.health import SourceHealth
 from conveyord.engine.kafka.handover import Handover
 from conveyord.engine.kafka.hopper import Hopper
@@ -30,6 +29,7 @@ from conveyord.engine.kafka.publishing import Publisher
 from conveyord.engine.kafka.pump import Pump
 from conveyord.engine.kafka.reading import Inquiry, Ports, Reading
 from conveyord.engine.kafka.watching import Watch
+from conveyord.runtime.nurseries import unwrapped
 
 log = structlog.get_logger(__name__)
 

@@ -13,10 +13,10 @@ from conveyord.core.flow.positions import Positions
 from conveyord.core.flow.record_log import TopicPartition
 from conveyord.engine.contracts import OperatorConfig
 from conveyord.engine.decoding import SAMPLE_BYTES
-from conveyord.engine.failures import unwrapped
 from conveyord.engine.kafka.hopper import Hopper, Job
 from conveyord.engine.payloads.contract import PayloadDecoder
 from conveyord.engine.schema_memory import remembered_schema, schema_to_remember
+from conveyord.runtime.nurseries import unwrapped
 
 SAMPLE_SECONDS = 5.0  # until types are inferred from what is there, if that is less than a sample
 TYPED_AT_ONCE = 8

@@ -50,6 +50,7 @@ from conveyord.core.raft.node import RaftNode
 from conveyord.core.raft.proposals import Proposals
 from conveyord.core.raft.state import Role
 from conveyord.core.raft.types import Entry, Mark, NodeId
+from conveyord.runtime.nurseries import unwrapped
 from conveyord.runtime.raft.applying import Applying
 from conveyord.runtime.raft.disk import Disk
 from conveyord.runtime.raft.health import Health
@@ -125,13 +126,14 @@ class Driver:
         return Standing(state.role, state.term, state.leader, state.commit, state.applied)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Take part until cancelled. Raises, in a group, what the log, the state or the node raises; see the module."""
+        """Take part until cancelled. Raises what the log, the state or the node raises; see the module."""
         try:
-            async with trio.open_nursery() as nursery:
-                for task in (self._disk.run, self._applying.run, self._health.run, self._snapshots.run):
-                    nursery.start_soon(task)
-                task_status.started()
-                await self._own()
+            with unwrapped():
+                async with trio.open_nursery() as nursery:
+                    for task in (self._disk.run, self._applying.run, self._health.run, self._snapshots.run):
+                        nursery.start_soon(task)
+                    task_status.started()
+                    await self._own()
         finally:
             answers, self._answers = self._answers, {}
             for answer in answers.values():

@@ -123,8 +123,8 @@ class Member:
             self.driver = Driver(node, self.log_of(log), state, Wire(self.name, self.wires), self.policy)
             with self.scope:
                 await self.driver.run(task_status=task_status)
-        except* ConveyordError as error:
-            self.trouble = error.exceptions[0]
+        except ConveyordError as error:
+            self.trouble = error
         finally:
             self.driver = None
             log.close()

@@ -1,0 +1,241 @@
+"""One connection between two sides that have met: calls, streams and messages in both directions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import structlog
+import trio
+
+from conveyord.core.wire.frames import Body, Frame, FrameDecoder
+from conveyord.core.wire.heads import (
+    SENTENCE_CHARS_MAX,
+    Cancel,
+    Credit,
+    End,
+    Error,
+    FrameRefused,
+    Goodbye,
+    Item,
+    Message,
+    Ping,
+    Pong,
+    Reply,
+    Request,
+)
+from conveyord.runtime.rpc.calling import Calls
+from conveyord.runtime.rpc.handlers import Answer, Handlers, Remote
+from conveyord.runtime.rpc.incoming_stream import Stream
+from conveyord.runtime.rpc.keeping import Keeper
+from conveyord.runtime.rpc.limits import Counters, Limits
+from conveyord.runtime.rpc.outbox import Outbox
+from conveyord.runtime.rpc.outcomes import Ending
+from conveyord.runtime.rpc.serving import Serving
+from conveyord.runtime.rpc.transport import Transport, linger
+
+log = structlog.get_logger(__name__)
+
+GOODBYE_SECONDS = 1.0  # to say why a connection is closed
+SILENT_ENDINGS = frozenset({"closed", "broken", "goodbye", "silent", "not_reading"})  # nobody would hear a goodbye
+
+
+class Connection:
+    """Both ends are alike. It lives while `run` runs, once; `handlers` answer the other side.
+
+    early: frames that came with the hello.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        decoder: FrameDecoder,
+        remote: Remote,
+        handlers: Handlers,
+        limits: Limits,
+        counters: Counters,
+        *,
+        early: Sequence[Frame] = (),
+    ) -> None:
+        decoder.frame_bytes_max = limits.frame_bytes_max
+        self.remote = remote
+        self.ending: Ending | None = None
+        self._transport = transport
+        self._decoder = decoder
+        self._handlers = handlers
+        self._limits = limits
+        self._counters = counters
+        self._early = early
+        theirs = remote.hello.frame_bytes_max or limits.frame_bytes_max
+        self._outbox = Outbox(transport, limits.queued_bytes_max, min(theirs, limits.frame_bytes_max))
+        self._calls = Calls(self._outbox, limits, counters)
+        self._keeper = Keeper(decoder, self._outbox, limits)
+        self._scope = trio.CancelScope()
+        self._open_requests: Callable[[], int] = lambda: 0
+
+    # What the owner uses.
+
+    async def call(self, method: str, payload: bytes = b"", body: Body = b"", *, deadline_seconds: float) -> Answer:
+        """Ask the other side. payload: msgpack as a rule; body: passed on untouched, and not to be changed.
+
+        Cancelling this cancels the handler. Raises Retryable if the request was not sent, DeadlineOver and
+        OutcomeUnknown if it was and no answer came, RemoteError if the handler failed, Refused if it is too large.
+        """
+        return await self._calls.call(method, payload, body, trio.current_time() + deadline_seconds)
+
+    def stream(
+        self, method: str, payload: bytes = b"", body: Body = b"", *, deadline_seconds: float = math.inf
+    ) -> AbstractAsyncContextManager[Stream]:
+        """Ask for a stream: `async with connection.stream("watch") as items: async for answer in items: ...`.
+
+        Leaving the block before the end cancels the handler. Raises as `call` does.
+        """
+        return self._calls.stream(method, payload, body, trio.current_time() + deadline_seconds)
+
+    def send(self, method: str, payload: bytes, body: Body = b"") -> bool:
+        """Send a message one way, at once or never. False if it was dropped: the queue is full or the connection gone.
+
+        Raises Refused if it is larger than the other side takes.
+        """
+        outbox = self._outbox
+        if self.ending is not None or outbox.bytes > self._limits.messages_bytes_max:
+            self._counters.dropped_messages["closed" if self.ending is not None else "queue_full"] += 1
+            return False
+        outbox.put(outbox.framed(Message(method, payload), body), body)
+        outbox.wake()
+        return True
+
+    @property
+    def queued_bytes(self) -> int:
+        """What waits to be written."""
+        return self._outbox.bytes
+
+    @property
+    def open_requests(self) -> int:
+        """How many requests of the other side are being answered."""
+        return self._open_requests()
+
+    @property
+    def open_calls(self) -> int:
+        """How many requests of this side wait for their answer."""
+        return len(self._calls)
+
+    def cut(self, reason: str, message: str) -> None:
+        """End the connection now. Only the first reason counts; it is told to the other side, if that can hear it."""
+        if self.ending is None:
+            self.ending = Ending(reason, message)
+            self._counters.ended_connections[reason] += 1
+            self._calls.fail(self.ending)
+            self._scope.cancel()
+
+    async def close(self, reason: str = "shutdown", message: str = "the node stops") -> None:
+        """Write what is queued, for at most `stall_seconds`, and end the connection."""
+        with trio.move_on_after(self._limits.stall_seconds):
+            while not self._outbox.is_idle and self.ending is None:
+                await trio.sleep(self._limits.tick_seconds / 10)
+        self.cut(reason, message)
+
+    async def run(self) -> Ending:
+        """Carry the connection until it ends, and tell why it did. Handlers that still run are cancelled."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    serving = Serving(self._handlers, self._outbox, self._limits, self._counters, self.remote, nursery)
+                    self._open_requests = serving.__len__
+                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._keep)
+                    await self._read(serving)
+        finally:
+            self.cut("shutdown", "the node stops")
+            with trio.move_on_after(GOODBYE_SECONDS * 2, shield=True):
+                await self._part()
+            with trio.CancelScope(shield=True) as closing:
+                closing.deadline = trio.current_time() + GOODBYE_SECONDS
+                await self._transport.aclose()
+        assert self.ending is not None
+        return self.ending
+
+    # The tasks.
+
+    async def _read(self, serving: Serving) -> None:
+        calls = self._calls
+        dispatch: dict[type, Callable[[Any, Body], None]] = {
+            Request: serving.on_request,
+            Message: serving.on_message,
+            Credit: serving.on_credit,
+            Cancel: serving.on_cancel,
+            Reply: calls.on_reply,
+            Error: calls.on_error,
+            Item: calls.on_item,
+            End: calls.on_end,
+            Ping: self._on_ping,
+            Pong: self._on_pong,
+            Goodbye: self._on_goodbye,
+        }
+        transport, decoder, outbox, keeper = self._transport, self._decoder, self._outbox, self._keeper
+        frames = self._early
+        try:
+            while True:
+                for head, body in frames:
+                    if (take := dispatch.get(type(head))) is None:
+                        raise FrameRefused("unexpected", f"a {type(head).__name__.lower()} came after the greeting")
+                    take(head, body)
+                keeper.frames += len(frames)
+                outbox.flush()
+                if outbox.is_full:
+                    self._check_reading()
+                count = await transport.receive_into(decoder.room())
+                keeper.receipts += 1
+                if not count:
+                    decoder.finish()
+                    self.cut("closed", "the other side closed the connection")
+                    return
+                frames = decoder.filled(count)
+        except FrameRefused as refusal:
+            self._counters.refused_frames[refusal.reason] += 1
+            self.cut(refusal.reason, str(refusal))
+        except trio.BrokenResourceError as error:
+            self.cut("broken", f"the connection broke: {error}")
+
+    async def _write(self) -> None:
+        try:
+            await self._outbox.run()
+        except trio.BrokenResourceError as error:
+            self.cut("broken", f"the connection broke: {error}")
+
+    async def _keep(self) -> None:
+        while True:
+            await trio.sleep(self._limits.tick_seconds)
+            if (ending := self._keeper.look(trio.current_time())) is not None:
+                self.cut(ending.reason, ending.message)
+
+    def _check_reading(self) -> None:
+        queued, limit = self._outbox.bytes, self._limits.queued_bytes_max
+        if queued > 2 * limit:
+            message = f"{queued} bytes wait to be read by the other side, at most {limit} may"
+            self.cut("not_reading", message)
+
+    def _on_ping(self, head: Ping, _: Body) -> None:
+        self._outbox.put(self._outbox.framed(Pong(head.number)))
+
+    def _on_pong(self, head: Pong, _: Body) -> None:
+        pass  # that something came is all that counts
+
+    def _on_goodbye(self, head: Goodbye, _: Body) -> None:
+        self.cut("goodbye", f"the other side closed the connection: {head.message or head.code}")
+
+    async def _part(self) -> None:
+        """Tell the other side why, if it can hear it."""
+        assert self.ending is not None
+        if self.ending.reason in SILENT_ENDINGS or self._outbox.is_torn:
+            return
+        goodbye = Goodbye(self.ending.reason.upper(), self.ending.message[:SENTENCE_CHARS_MAX])
+        self._outbox.put(self._outbox.framed(goodbye))
+        try:
+            while not self._outbox.is_idle:
+                await self._outbox.write_some()
+        except trio.BrokenResourceError:
+            return
+        await linger(self._transport)
