@@ -31,7 +31,7 @@ from conveyord.core.flow.positions import Positions
 from conveyord.core.pipeline.graph import MAIN
 from conveyord.engine.channel import open_channel
 from conveyord.engine.contracts import Operator, Sink, Source, Transform
-from conveyord.engine.failures import Failures, unwrapped
+from conveyord.engine.failures import Failures
 from conveyord.engine.fan_in import FanIn
 from conveyord.engine.fan_out import Branch, Branches, End, Removed, Way
 from conveyord.engine.gate import Gate
@@ -39,6 +39,7 @@ from conveyord.engine.inbound import StageInbound
 from conveyord.engine.outlet import TrackedOutlet
 from conveyord.engine.routing import Exit
 from conveyord.engine.spilling import SpillWay
+from conveyord.runtime.nurseries import unwrapped
 from conveyord.storage.spill.queue import SpillQueue
 
 log = structlog.get_logger(__name__)
