@@ -38,7 +38,7 @@ from conveyord.storage.state_store import packing
 from conveyord.storage.state_store.packing import pack
 from conveyord.storage.state_store.receiving import SnapshotReceiver
 from conveyord.storage.state_store.schema import Place
-from conveyord.storage.state_store.snapshot_head import SnapshotInfo
+from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.storage.state_store.store import Execute, StateStore
 
 ROW_BYTES = 200

@@ -4,7 +4,7 @@
 |---|---|---|
 | starting | it fails | those that run are cancelled; its error, which names it, comes out |
 | running | `stop` is set | it is asked to drain once all that were started after it have ended |
-| running | it fails, or ends before it was asked to | the others are cancelled, as they may need it; its error comes out |
+| running | it fails, or ends before it was asked to | the others are cancelled: they may need it; its error comes out |
 | draining | `drain_seconds` for all of them are over | whoever is left is cancelled |
 
 Nothing is started again here: a service that fails has had its own retries, and what it needs next is a process that

@@ -11,10 +11,10 @@ import trio
 
 from conveyord.core.errors import OutcomeUnknown, Refused
 from conveyord.core.raft.membership import decode, encode
+from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.core.raft.types import Mark, NodeId
 from conveyord.runtime.raft.ports import SnapshotSource
 from conveyord.storage.state_store.receiving import SnapshotReceiver
-from conveyord.storage.state_store.snapshot_head import SnapshotInfo
 from tests.maelstrom.kv import MIGRATIONS
 
 CHUNK_BYTES = 64 * 1024

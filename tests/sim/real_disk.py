@@ -17,10 +17,10 @@ import msgpack
 from conveyord.core.raft.membership import NOBODY, Membership
 from conveyord.core.raft.messages import Write
 from conveyord.core.raft.node import Loaded
+from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.core.raft.types import Entry, Mark, size_of
 from conveyord.storage.raft_log.log import RaftLog
 from conveyord.storage.state_store.receiving import SnapshotReceiver
-from conveyord.storage.state_store.snapshot_head import SnapshotInfo
 from conveyord.storage.state_store.store import StateStore
 from tests.sim.disk import Disk, Snapshot
 from tests.sim.faults import Faults

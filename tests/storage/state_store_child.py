@@ -17,6 +17,7 @@ from contextlib import closing
 from pathlib import Path
 from random import Random
 
+from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.core.raft.types import Mark
 from conveyord.storage.disk import write_file
 from conveyord.storage.state_store import snapshots
@@ -25,7 +26,6 @@ from conveyord.storage.state_store.connections import connect_to_write
 from conveyord.storage.state_store.receiving import SnapshotReceiver
 from conveyord.storage.state_store.schema import Migration
 from conveyord.storage.state_store.snapshot_file import SnapshotFile
-from conveyord.storage.state_store.snapshot_head import SnapshotInfo
 from conveyord.storage.state_store.store import StateStore
 from tests.storage.kv_state import LOG_ENTRIES, MIGRATIONS, advance, check_state, mark_of, open_store
 from tests.storage.power_cut_child import cut

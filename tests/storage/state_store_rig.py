@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.storage.state_store.receiving import SnapshotReceiver
-from conveyord.storage.state_store.snapshot_head import SnapshotInfo
 from tests.storage.kv_state import MIGRATIONS
 
 

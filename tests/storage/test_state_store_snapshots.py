@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conveyord.core.errors import Corrupt, Refused, StorageFull
+from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.storage.state_store import packing, receiving
 from conveyord.storage.state_store import store as store_module
 from conveyord.storage.state_store.layout import Layout
@@ -26,7 +27,6 @@ from conveyord.storage.state_store.packing import pack
 from conveyord.storage.state_store.receiving import SnapshotReceiver
 from conveyord.storage.state_store.schema import Place
 from conveyord.storage.state_store.snapshot_file import SnapshotFile
-from conveyord.storage.state_store.snapshot_head import SnapshotInfo
 from conveyord.storage.state_store.store import StateStore
 from tests.storage.kv_state import MEMBERS, MIGRATIONS, advance, check_state, crash_image, mark_of, open_store
 from tests.storage.state_store_rig import names, receive

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from conveyord.core.raft.membership import Membership
 from conveyord.core.raft.messages import Message, Write
+from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.core.raft.types import Entry, Mark, NodeId
 
 
@@ -33,26 +34,11 @@ class LogPort(Protocol):
         """Set space aside again, if there is room for it."""
 
 
-class SnapshotOffer(Protocol):
-    """What is said of a snapshot before it is sent: `storage/state_store/snapshot_head.py: SnapshotInfo`."""
-
-    @property
-    def mark(self) -> Mark: ...
-    @property
-    def membership(self) -> Membership: ...
-    @property
-    def state_bytes(self) -> int: ...
-    @property
-    def file_bytes(self) -> int: ...
-    @property
-    def digest(self) -> bytes: ...
-
-
 class SnapshotSource(Protocol):
     """A snapshot that is being sent: `storage/state_store/snapshot_file.py: SnapshotFile`. Blocking, in any thread."""
 
     @property
-    def info(self) -> SnapshotOffer:
+    def info(self) -> SnapshotInfo:
         """What it is."""
 
     def read_chunk(self, offset: int, bytes_max: int) -> bytes:
@@ -60,6 +46,29 @@ class SnapshotSource(Protocol):
 
     def close(self) -> None:
         """Let go of it."""
+
+
+class Receiver(Protocol):
+    """A snapshot that is coming: `storage/state_store/receiving.py: SnapshotReceiver`, which says what these raise.
+
+    Blocking, in any thread, one call at a time.
+    """
+
+    offset: int
+    """How many bytes of it came."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all did."""
+
+    def append(self, digest: bytes, offset: int, data: bytes) -> None:
+        """Take the next bytes."""
+
+    def stage(self) -> None:
+        """Check all of it, and make it a state that can be switched to; durable on return."""
+
+    def close(self) -> None:
+        """Let go of it; what came stays."""
 
 
 class StatePort(Protocol):

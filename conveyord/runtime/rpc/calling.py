@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import outcome
@@ -11,32 +11,52 @@ import trio
 from conveyord.core.errors import OutcomeUnknown, Retryable
 from conveyord.core.wire.frames import Body
 from conveyord.core.wire.heads import Cancel, Credit, End, Error, FrameRefused, Item, Reply, Request
+from conveyord.runtime.rpc.deadlines import Deadlines
 from conveyord.runtime.rpc.handlers import Answer
 from conveyord.runtime.rpc.incoming_stream import Stream
 from conveyord.runtime.rpc.limits import Counters, Limits
 from conveyord.runtime.rpc.outbox import Outbox, Ticket
 from conveyord.runtime.rpc.outcomes import DeadlineOver, Ending, remote_error
 
+MILLISECONDS_MAX = 2**40  # more is no deadline
+
 
 class _Call(Ticket):
     """A call that waits for its answer."""
 
-    __slots__ = ("task",)
+    __slots__ = ("calls", "is_open", "method", "number", "task")
 
-    def __init__(self) -> None:
-        super().__init__(b"")
-        self.task: trio.lowlevel.Task | None = None
+    def __init__(self, calls: Calls, number: int, method: str, data: bytes, body: Body) -> None:
+        super().__init__(data, body)
+        self.calls = calls
+        self.number = number
+        self.method = method
+        self.is_open = True
+        self.task = trio.lowlevel.current_task()
 
     def settle(self, result: outcome.Maybe[Answer]) -> None:
-        if self.task is not None:
-            trio.lowlevel.reschedule(self.task, result)
+        """Wake up who waits."""
+        self.is_open = False
+        trio.lowlevel.reschedule(self.task, result)
+
+    def expire(self) -> None:
+        """The deadline is over."""
+        self.calls.give_up(self)
+        self.settle(outcome.Error(_too_late(self.method, was_sent=self.is_written)))
+
+    def abort(self, _: object) -> trio.lowlevel.Abort:
+        """Who waits was cancelled."""
+        self.is_open = False
+        self.calls.give_up(self)
+        return trio.lowlevel.Abort.SUCCEEDED
 
 
 class Calls:
     """Numbers requests, and gives each answer to who waits for it."""
 
-    def __init__(self, outbox: Outbox, limits: Limits, counters: Counters) -> None:
+    def __init__(self, outbox: Outbox, deadlines: Deadlines, limits: Limits, counters: Counters) -> None:
         self._outbox = outbox
+        self._deadlines = deadlines
         self._limits = limits
         self._counters = counters
         self._last_id = 0
@@ -47,58 +67,48 @@ class Calls:
     def __len__(self) -> int:
         return len(self._calls) + len(self._streams)
 
-    async def call(self, method: str, payload: bytes, body: Body, deadline: float) -> Answer:
-        """Ask, and wait for the answer. deadline: in trio's time.
+    async def call(self, method: str, payload: bytes, body: Body, seconds: float) -> Answer:
+        """Ask, and wait for the answer. seconds: until the deadline.
 
         Raises Retryable if the request was not sent, DeadlineOver and OutcomeUnknown if it was and no answer came,
         RemoteError if the handler failed, Refused if the request is too large.
         """
-        call = _Call()
+        outbox = self._outbox
+        deadline = trio.current_time() + seconds
+        if outbox.is_full:
+            await self._wait_room(method, deadline)
+            seconds = deadline - trio.current_time()
+        self._check(method)
         self._last_id = number = self._last_id + 1
-        with trio.CancelScope(deadline=deadline) as scope:
-            if self._outbox.is_full:
-                await self._wait_room(method)
-            self._check(method)
-            call.data = self._outbox.framed(Request(number, method, _left_ms(deadline), payload), body)
-            call.body = body
-            self._outbox.put_ticket(call)
-            self._calls[number] = call
-            if len(self._calls) == 1:
-                self._outbox.flush()  # nobody else is about to send: no reason to wait for the writer
-            else:
-                self._outbox.wake()
-            return await self._answer(number, call)
-        assert scope.cancelled_caught
-        self._counters.cancelled_calls["deadline"] += 1
-        raise _too_late(method, was_sent=call.is_written)
+        data = outbox.framed(Request(number, method, _milliseconds(seconds), payload), body)
+        call = self._calls[number] = _Call(self, number, method, data, body)
+        self._deadlines.add(deadline, call)
+        outbox.put_ticket(call)
+        if len(self._calls) == 1:
+            outbox.flush()  # nobody else is about to send: no reason to wait for the writer
+        else:
+            outbox.wake()
+        return await trio.lowlevel.wait_task_rescheduled(call.abort)  # type: ignore[no-any-return]
 
-    async def _answer(self, number: int, call: _Call) -> Answer:
-        def abort(_: Callable[[], None]) -> trio.lowlevel.Abort:
-            call.task = None
-            if self._calls.pop(number, None) is not None:
-                self._give_up(number, call)
-            return trio.lowlevel.Abort.SUCCEEDED
+    def give_up(self, call: _Call) -> None:
+        """Take a request back that nobody waits for any more, or have what it began cancelled."""
+        if self._calls.pop(call.number, None) is not None:
+            self._counters.cancelled_calls["given_up"] += 1
+            self._withdraw(call.number, call)
 
-        call.task = trio.lowlevel.current_task()
-        return await trio.lowlevel.wait_task_rescheduled(abort)  # type: ignore[no-any-return]
-
-    def _give_up(self, number: int, ticket: Ticket) -> None:
-        """Take the request back, or have what it began cancelled."""
+    def _withdraw(self, number: int, ticket: Ticket) -> None:
         if not self._outbox.withdraw(ticket):
             self._outbox.put(self._outbox.framed(Cancel(number)))
             self._outbox.wake()
 
     @asynccontextmanager
     async def stream(self, method: str, payload: bytes, body: Body, deadline: float) -> AsyncIterator[Stream]:
-        """Ask for items; leaving the block before their end cancels the handler. Raises, also from within, as `call`."""
-        with trio.move_on_at(deadline) as scope:
-            await self._wait_room(method)
-        if scope.cancelled_caught:
-            raise _too_late(method, was_sent=False)
+        """Ask for items; leaving the block before their end cancels the handler. Raises as `call`, also within."""
+        await self._wait_room(method, deadline)
         self._check(method)
         self._last_id = number = self._last_id + 1
         items, size = self._limits.stream_items, self._limits.stream_bytes
-        request = Request(number, method, _left_ms(deadline), payload, items, size)
+        request = Request(number, method, _milliseconds(deadline - trio.current_time()), payload, items, size)
         ticket = Ticket(self._outbox.framed(request, body), body)
         stream = Stream(method, items, size, deadline, lambda items, size: self._grant(number, items, size))
         self._outbox.put_ticket(ticket)
@@ -109,17 +119,19 @@ class Calls:
             yield stream
         finally:
             if self._streams.pop(number, None) is not None:
-                self._give_up(number, ticket)
-                self._counters.cancelled_calls["stream"] += 1
+                self._withdraw(number, ticket)
+                self._counters.cancelled_calls["given_up"] += 1
 
     def _grant(self, number: int, items: int, size: int) -> None:
         if number in self._streams:
             self._outbox.put(self._outbox.framed(Credit(number, items, size)))
             self._outbox.wake()
 
-    async def _wait_room(self, method: str) -> None:
-        self._check(method)
-        await self._outbox.wait_room()
+    async def _wait_room(self, method: str, deadline: float) -> None:
+        with trio.move_on_at(deadline) as scope:
+            await self._outbox.wait_room()
+        if scope.cancelled_caught:
+            raise _too_late(method, was_sent=False)
 
     def _check(self, method: str) -> None:
         if self._ending is not None:
@@ -163,9 +175,8 @@ class Calls:
             stream.end(_broken(ending, was_sent=stream.ticket is None or stream.ticket.is_written))
 
 
-def _left_ms(deadline: float) -> int | None:
-    left = deadline - trio.current_time()
-    return None if left > 1e9 else max(1, int(left * 1000))
+def _milliseconds(seconds: float) -> int | None:
+    return None if seconds > MILLISECONDS_MAX / 1000 else max(1, int(seconds * 1000))
 
 
 def _too_late(method: str, *, was_sent: bool) -> OutcomeUnknown | Retryable:

@@ -27,6 +27,7 @@ from conveyord.core.wire.heads import (
     Request,
 )
 from conveyord.runtime.rpc.calling import Calls
+from conveyord.runtime.rpc.deadlines import Deadlines
 from conveyord.runtime.rpc.handlers import Answer, Handlers, Remote
 from conveyord.runtime.rpc.incoming_stream import Stream
 from conveyord.runtime.rpc.keeping import Keeper
@@ -70,7 +71,8 @@ class Connection:
         self._early = early
         theirs = remote.hello.frame_bytes_max or limits.frame_bytes_max
         self._outbox = Outbox(transport, limits.queued_bytes_max, min(theirs, limits.frame_bytes_max))
-        self._calls = Calls(self._outbox, limits, counters)
+        self._deadlines = Deadlines()
+        self._calls = Calls(self._outbox, self._deadlines, limits, counters)
         self._keeper = Keeper(decoder, self._outbox, limits)
         self._scope = trio.CancelScope()
         self._open_requests: Callable[[], int] = lambda: 0
@@ -83,7 +85,7 @@ class Connection:
         Cancelling this cancels the handler. Raises Retryable if the request was not sent, DeadlineOver and
         OutcomeUnknown if it was and no answer came, RemoteError if the handler failed, Refused if it is too large.
         """
-        return await self._calls.call(method, payload, body, trio.current_time() + deadline_seconds)
+        return await self._calls.call(method, payload, body, deadline_seconds)
 
     def stream(
         self, method: str, payload: bytes = b"", body: Body = b"", *, deadline_seconds: float = math.inf
@@ -128,13 +130,13 @@ class Connection:
             self.ending = Ending(reason, message)
             self._counters.ended_connections[reason] += 1
             self._calls.fail(self.ending)
+            self._outbox.close()
             self._scope.cancel()
 
     async def close(self, reason: str = "shutdown", message: str = "the node stops") -> None:
         """Write what is queued, for at most `stall_seconds`, and end the connection."""
         with trio.move_on_after(self._limits.stall_seconds):
-            while not self._outbox.is_idle and self.ending is None:
-                await trio.sleep(self._limits.tick_seconds / 10)
+            await self._outbox.wait_idle()
         self.cut(reason, message)
 
     async def run(self) -> Ending:
@@ -142,10 +144,19 @@ class Connection:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    serving = Serving(self._handlers, self._outbox, self._limits, self._counters, self.remote, nursery)
+                    serving = Serving(
+                        self._handlers,
+                        self._outbox,
+                        self._deadlines,
+                        self._limits,
+                        self._counters,
+                        self.remote,
+                        nursery,
+                    )
                     self._open_requests = serving.__len__
                     nursery.start_soon(self._write)
                     nursery.start_soon(self._keep)
+                    nursery.start_soon(self._deadlines.run)
                     await self._read(serving)
         finally:
             self.cut("shutdown", "the node stops")
@@ -182,10 +193,11 @@ class Connection:
                     if (take := dispatch.get(type(head))) is None:
                         raise FrameRefused("unexpected", f"a {type(head).__name__.lower()} came after the greeting")
                     take(head, body)
+                    if outbox.is_overfull:
+                        self._cut_for_not_reading()
+                        return
                 keeper.frames += len(frames)
                 outbox.flush()
-                if outbox.is_full:
-                    self._check_reading()
                 count = await transport.receive_into(decoder.room())
                 keeper.receipts += 1
                 if not count:
@@ -211,11 +223,9 @@ class Connection:
             if (ending := self._keeper.look(trio.current_time())) is not None:
                 self.cut(ending.reason, ending.message)
 
-    def _check_reading(self) -> None:
+    def _cut_for_not_reading(self) -> None:
         queued, limit = self._outbox.bytes, self._limits.queued_bytes_max
-        if queued > 2 * limit:
-            message = f"{queued} bytes wait to be read by the other side, at most {limit} may"
-            self.cut("not_reading", message)
+        self.cut("not_reading", f"{queued} bytes wait to be read by the other side, at most {limit} may")
 
     def _on_ping(self, head: Ping, _: Body) -> None:
         self._outbox.put(self._outbox.framed(Pong(head.number)))

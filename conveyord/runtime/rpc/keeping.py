@@ -1,4 +1,4 @@
-"""Notices a side that is gone, that dawdles, or that does not read. Looked at now and then, so that a frame costs nothing."""
+"""Notices a side that is gone, dawdles, or does not read. It looks now and then, so that a frame costs nothing."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ class Limits:
 
     connections_max: int = 512  # of a server, the ones that have not been admitted yet among them
     requests_max: int = 1024  # open ones of the other side, streams among them, on one connection
-    frame_bytes_max: int = 64 * MIB  # head and body
-    queued_bytes_max: int = 64 * MIB  # that wait to be written on one connection
+    frame_bytes_max: int = 16 * MIB  # head and body
+    queued_bytes_max: int = 64 * MIB  # to be written on one connection; from half of it on, who can wait does
     messages_bytes_max: int = 16 * MIB  # queued, beyond which one-way messages are dropped
     hello_seconds: float = 5.0  # for TLS and both hellos
     frame_seconds: float = 10.0  # for a frame that began to end, and
@@ -28,6 +28,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         assert 0 < self.messages_bytes_max <= self.queued_bytes_max, self
+        assert self.frame_bytes_max <= self.queued_bytes_max // 2, self  # or one large answer would end a connection
         assert min(self.connections_max, self.requests_max, self.stream_items, self.stream_bytes) > 0, self
 
     @property

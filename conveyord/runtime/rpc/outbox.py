@@ -37,10 +37,16 @@ class Outbox:
         self._entries: deque[bytes | memoryview | Ticket] = deque()
         self._rest: memoryview | None = None  # of what is being written
         self._writer: trio.lowlevel.Task | None = None  # while it has nothing to do
-        self._waiting_for_room = trio.lowlevel.ParkingLot()
+        self._waiting = trio.lowlevel.ParkingLot()  # for room, or until all is written
+        self._is_closed = False
 
     @property
     def is_full(self) -> bool:
+        """Whether who can wait should."""
+        return self.bytes > self._bytes_max // 2
+
+    @property
+    def is_overfull(self) -> bool:
         """Whether more is queued than may be."""
         return self.bytes > self._bytes_max
 
@@ -78,8 +84,15 @@ class Outbox:
         """Take a frame back. False if it is too late for that."""
         if ticket.is_written:
             return False
+        self.bytes -= len(ticket.data) + len(ticket.body)
+        ticket.data = ticket.body = b""
         ticket.is_withdrawn = True
         return True
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        self._is_closed = True
+        self._waiting.unpark_all()
 
     def wake(self) -> None:
         """Let the writer run soon: after the tasks that are about to queue something too."""
@@ -90,6 +103,9 @@ class Outbox:
     def flush(self) -> None:
         """Write at once what can be written without waiting; the writer does the rest, and meets what is broken."""
         if self._rest is not None or not self._entries:
+            return
+        if not self._transport.is_direct:
+            self.wake()
             return
         self._rest = batch = self._batch()
         try:
@@ -103,9 +119,14 @@ class Outbox:
             self.wake()
 
     async def wait_room(self) -> None:
-        """Wait until there is room for more."""
-        while self.is_full:
-            await self._waiting_for_room.park()
+        """Wait until there is room for more, or the outbox is closed."""
+        while self.is_full and not self._is_closed:
+            await self._waiting.park()
+
+    async def wait_idle(self) -> None:
+        """Wait until all is written, or the outbox is closed."""
+        while not self.is_idle and not self._is_closed:
+            await self._waiting.park()
 
     async def run(self) -> None:
         """Write what is queued, until cancelled. Raises as a transport does."""
@@ -135,8 +156,8 @@ class Outbox:
     def _sent(self, count: int) -> None:
         self.bytes -= count
         self.progress += count
-        if not self.is_full and self._waiting_for_room:
-            self._waiting_for_room.unpark_all()
+        if self._waiting and not self.is_full:
+            self._waiting.unpark_all()
 
     def _batch(self) -> memoryview:
         """The next bytes to be written; empty if all that waited was withdrawn."""
@@ -148,7 +169,6 @@ class Outbox:
             if isinstance(entry, Ticket):
                 entries.popleft()
                 if entry.is_withdrawn:
-                    self.bytes -= len(entry.data) + len(entry.body)
                     continue
                 entry.is_written = True
                 if entry.body:

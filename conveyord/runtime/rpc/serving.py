@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import outcome
 import trio
 
 from conveyord.core.wire.frames import Body
 from conveyord.core.wire.heads import Cancel, Credit, End, Error, FrameRefused, Item, Message, Reply, Request
-from conveyord.runtime.rpc.handlers import Answer, Handlers, Incoming, Inline, Mode, Remote, Replied, Streaming, Unary
+from conveyord.runtime.rpc.deadlines import Deadlines
+from conveyord.runtime.rpc.handlers import Answer, Handlers, Incoming, Inline, Mode, Remote, Replied, Unary
 from conveyord.runtime.rpc.incoming_stream import item_bytes
 from conveyord.runtime.rpc.limits import Counters, Limits
 from conveyord.runtime.rpc.outbox import Outbox
 from conveyord.runtime.rpc.outcomes import DEADLINE, NO_SUCH_METHOD, TOO_MANY_REQUESTS, told
+
+IDLE_WORKERS_MAX = 256  # kept for the next requests
 
 
 class _Outlet:
@@ -45,12 +50,36 @@ class _Outlet:
 class _Open:
     """A request that is being answered."""
 
-    __slots__ = ("is_unwanted", "outlet", "scope")
+    __slots__ = ("handler", "incoming", "is_late", "is_open", "is_unwanted", "number", "outlet", "scope")
 
-    def __init__(self, scope: trio.CancelScope, outlet: _Outlet | None) -> None:
-        self.scope = scope
+    def __init__(
+        self, number: int, handler: Any, incoming: Incoming, outlet: _Outlet | None, scope: trio.CancelScope
+    ) -> None:
+        self.number = number
+        self.handler = handler
+        self.incoming = incoming
         self.outlet = outlet
-        self.is_unwanted = False
+        self.scope = scope
+        self.is_open = True
+        self.is_late = self.is_unwanted = False
+
+    def expire(self) -> None:
+        """The deadline is over."""
+        self.is_late = True
+        self.scope.cancel()
+
+
+class _Worker:
+    """A task that answers one request after the other: to start one for each would cost more than most answers.
+
+    Each of its requests has the worker's scope for itself. Once that is cancelled the worker ends.
+    """
+
+    __slots__ = ("scope", "task")
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.task: trio.lowlevel.Task | None = None  # while it is idle
 
 
 class Serving:
@@ -60,6 +89,7 @@ class Serving:
         self,
         handlers: Handlers,
         outbox: Outbox,
+        deadlines: Deadlines,
         limits: Limits,
         counters: Counters,
         caller: Remote,
@@ -67,11 +97,13 @@ class Serving:
     ) -> None:
         self._by_method = handlers.by_method
         self._outbox = outbox
+        self._deadlines = deadlines
         self._limits = limits
         self._counters = counters
         self._caller = caller
         self._nursery = nursery
         self._open: dict[int, _Open] = {}
+        self._idle: list[_Worker] = []
         self._last_id = 0
         self._messages = 0
 
@@ -106,8 +138,7 @@ class Serving:
             outlet = (
                 _Outlet(number, self._outbox, head.credit_items, head.credit_bytes) if mode is Mode.STREAM else None
             )
-            opened = self._open[number] = _Open(trio.CancelScope(deadline=deadline), outlet)
-            self._nursery.start_soon(self._run, number, opened, handler, incoming)
+            self._begin(number, handler, incoming, outlet)
 
     def on_message(self, head: Message, body: Body) -> None:
         """Hand a one-way message to its handler; drop it if there is none, or no room."""
@@ -144,33 +175,69 @@ class Serving:
             data, body = self._framed_error(number, *self._failed(error, incoming.method)), b""
         self._outbox.put(data, body)  # the task that reads flushes after each batch of frames
 
-    async def _run(self, number: int, opened: _Open, handler: Unary | Streaming, incoming: Incoming) -> None:
-        data: bytes = b""
-        body: Body = b""
-        try:
-            with opened.scope:
+    def _begin(self, number: int, handler: Any, incoming: Incoming, outlet: _Outlet | None) -> None:
+        """Give a request to a worker that is idle, or to a new one."""
+        worker = self._idle.pop() if self._idle else _Worker()
+        opened = self._open[number] = _Open(number, handler, incoming, outlet, worker.scope)
+        self._deadlines.add(incoming.deadline, opened)
+        if worker.task is None:
+            self._nursery.start_soon(self._work, worker, opened)
+        else:
+            trio.lowlevel.reschedule(worker.task, outcome.Value(opened))
+            worker.task = None
+
+    async def _work(self, worker: _Worker, opened: _Open) -> None:
+        scope = worker.scope
+        with scope:
+            while True:
+                frame: tuple[bytes, Body] | None = None
                 try:
-                    if opened.outlet is None:
-                        data, body = self._framed(number, await handler(incoming))  # type: ignore[call-arg,arg-type]
-                        if self._outbox.is_full:
-                            await self._outbox.wait_room()
-                    else:
-                        await handler(incoming, opened.outlet)  # type: ignore[call-arg]
-                        data = self._outbox.framed(End(number))
-                except Exception as error:  # noqa: BLE001 - as above
-                    data, body = self._framed_error(number, *self._failed(error, incoming.method)), b""
-        finally:
-            del self._open[number]
+                    frame = await self._answered(opened)
+                finally:
+                    del self._open[opened.number]
+                    opened.is_open = False
+                    self._settle(opened, frame)
+                if scope.cancel_called or len(self._idle) >= IDLE_WORKERS_MAX:
+                    return
+                opened = await self._next(worker)
+
+    async def _next(self, worker: _Worker) -> _Open:
+        """Be idle until there is a request."""
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._idle.remove(worker)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        worker.task = trio.lowlevel.current_task()
+        self._idle.append(worker)
+        return await trio.lowlevel.wait_task_rescheduled(abort)  # type: ignore[no-any-return]
+
+    async def _answered(self, opened: _Open) -> tuple[bytes, Body]:
+        """The last frame of the answer, of which there is room for in the outbox."""
+        number = opened.number
+        try:
+            if opened.outlet is None:
+                frame = self._framed(number, await opened.handler(opened.incoming))
+                if self._outbox.is_full:
+                    await self._outbox.wait_room()
+                return frame
+            await opened.handler(opened.incoming, opened.outlet)
+            return self._outbox.framed(End(number)), b""
+        except Exception as error:  # noqa: BLE001 - as above
+            return self._framed_error(number, *self._failed(error, opened.incoming.method)), b""
+
+    def _settle(self, opened: _Open, frame: tuple[bytes, Body] | None) -> None:
+        """Send the last frame. frame: None if the handler was cancelled."""
         if opened.is_unwanted:
             self._counters.cancelled_calls["caller"] += 1
             return
-        if opened.scope.cancelled_caught:
+        if frame is None:
+            if not opened.is_late:
+                return  # the connection ends
             self._counters.cancelled_calls["deadline"] += 1
-            data, body = (
-                self._framed_error(number, DEADLINE, f"{incoming.method} was not done within its deadline"),
-                b"",
-            )
-        self._outbox.put(data, body)
+            message = f"{opened.incoming.method} was not done within its deadline"
+            frame = self._framed_error(opened.number, DEADLINE, message), b""
+        self._outbox.put(*frame)
         if self._open:
             self._outbox.wake()  # others are about to answer too
         else:

@@ -1,4 +1,4 @@
-"""Bytes to and from the other side: a bare socket where that can be, any trio stream (TLS, memory) otherwise."""
+"""Bytes to and from the other side: a bare socket where that can be, any stream of trio's otherwise."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ PIECE_BYTES = 256 * 1024  # written at a time on a stream, so that progress can 
 class Transport(Protocol):
     """One receiver and one sender at a time. All raise trio.BrokenResourceError when the connection is gone."""
 
+    is_direct: bool
+    """Whether `send_now` can send anything."""
+
     async def receive_into(self, room: memoryview) -> int:
         """Wait for bytes, put them into `room`, and return how many; 0 at the end."""
         ...
 
-    def send_now(self, data: memoryview) -> int:
+    def send_now(self, data: memoryview, /) -> int:
         """Send what can be sent without waiting, perhaps nothing, and return how many bytes."""
         ...
 
@@ -39,6 +42,8 @@ class Transport(Protocol):
 
 class SocketTransport:
     """A TCP socket without trio's wrapping, of which every call costs a schedule point."""
+
+    is_direct = True
 
     def __init__(self, wrapped: trio.SocketStream) -> None:
         family, kind = wrapped.socket.family, wrapped.socket.type
@@ -72,7 +77,7 @@ class SocketTransport:
         except (trio.ClosedResourceError, OSError, ValueError) as error:
             raise trio.BrokenResourceError(str(error)) from error
 
-    def send_now(self, data: memoryview) -> int:
+    def send_now(self, data: memoryview, /) -> int:
         try:
             return self._socket.send(data)
         except (BlockingIOError, InterruptedError):
@@ -94,13 +99,16 @@ class SocketTransport:
             self._socket.shutdown(socket.SHUT_WR)
 
     async def aclose(self) -> None:
-        trio.lowlevel.notify_closing(self._socket)
-        self._socket.close()
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
         await trio.lowlevel.checkpoint()
 
 
 class StreamTransport:
-    """Any stream of trio's: TLS, or memory in tests. What is received is copied once more."""
+    """Any stream of trio's. What is received is copied once more."""
+
+    is_direct = False
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
@@ -113,7 +121,7 @@ class StreamTransport:
         room[: len(data)] = data
         return len(data)
 
-    def send_now(self, data: memoryview) -> int:
+    def send_now(self, _: memoryview, /) -> int:
         return 0
 
     async def send_some(self, data: memoryview) -> int:
@@ -135,6 +143,13 @@ class StreamTransport:
 def transport_of(stream: trio.abc.Stream) -> Transport:
     """The fastest way to use a stream. A TCP stream must not be used by anyone else from now on."""
     return SocketTransport(stream) if isinstance(stream, trio.SocketStream) else StreamTransport(stream)
+
+
+async def send_all(transport: Transport, data: bytes) -> None:
+    """Send all of it. For the time before there is an outbox."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[await transport.send_some(rest) :]
 
 
 async def linger(transport: Transport) -> None:

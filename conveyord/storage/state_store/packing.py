@@ -13,9 +13,10 @@ from typing import BinaryIO, Self, cast
 
 import zstandard
 
+from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.storage.state_store.faults import damaged_snapshot, translated
 from conveyord.storage.state_store.schema import Place
-from conveyord.storage.state_store.snapshot_head import DIGEST_BYTES, SnapshotInfo, head_of, read_head
+from conveyord.storage.state_store.snapshot_head import DIGEST_BYTES, head_of, read_head
 
 PART_BYTES = 1 << 20
 WRITE_BYTES = 1 << 17  # for more at once the kernel looks for larger pieces of free memory, which can take longer

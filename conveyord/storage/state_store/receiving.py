@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conveyord.core.errors import Corrupt, Refused
+from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.storage.disk import write_all
 from conveyord.storage.state_store.faults import damaged_snapshot, translated
 from conveyord.storage.state_store.layout import Layout
 from conveyord.storage.state_store.schema import Migration
-from conveyord.storage.state_store.snapshot_head import SnapshotInfo
 from conveyord.storage.state_store.staging import stage
 
 

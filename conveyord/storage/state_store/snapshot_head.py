@@ -14,14 +14,14 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import msgpack
 
 from conveyord.core.errors import Refused
-from conveyord.core.raft.membership import Membership, decode, encode
+from conveyord.core.raft.membership import decode, encode
+from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.core.raft.types import Mark
 from conveyord.storage.state_store.faults import damaged_snapshot
 from conveyord.storage.state_store.schema import Place
@@ -33,17 +33,6 @@ HEAD_BYTES_MAX = 1 << 20  # 255 members with names of kilobytes
 
 _START = struct.Struct("<8sII")
 _CRC = struct.Struct("<I")
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotInfo:
-    """What a sender offers: the snapshot's place in the log, its size unpacked and as a file, and its digest."""
-
-    mark: Mark
-    membership: Membership
-    state_bytes: int
-    file_bytes: int
-    digest: bytes
 
 
 def head_of(place: Place, state_bytes: int) -> bytes:

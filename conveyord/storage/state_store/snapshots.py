@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 from conveyord.core.errors import Refused
+from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.storage.disk import make_durable_directories, sync_directory
 from conveyord.storage.state_store.faults import translated
 from conveyord.storage.state_store.layout import STATE_FILE, Layout
@@ -26,7 +27,6 @@ from conveyord.storage.state_store.packing import pack, pack_open
 from conveyord.storage.state_store.reader import StateReader
 from conveyord.storage.state_store.schema import Place
 from conveyord.storage.state_store.snapshot_file import SnapshotFile
-from conveyord.storage.state_store.snapshot_head import SnapshotInfo
 
 SNAPSHOTS_KEPT = 2  # one is being sent while the next is taken
 STEP_PAGES = 4_096  # 16 MiB between two moments at which the copying thread can be interrupted

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from conveyord.core.errors import Corrupt
+from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.core.raft.types import Mark
 from conveyord.storage.disk import sync_directory
 from conveyord.storage.state_store.connections import connect_to_read
@@ -18,7 +19,6 @@ from conveyord.storage.state_store.faults import damaged_snapshot, translated
 from conveyord.storage.state_store.layout import STATE_FILE, Layout
 from conveyord.storage.state_store.packing import unpack
 from conveyord.storage.state_store.schema import Migration, Place, check_version, read_place
-from conveyord.storage.state_store.snapshot_head import SnapshotInfo
 
 
 def stage(layout: Layout, snapshot: Path, info: SnapshotInfo, migrations: Sequence[Migration]) -> None:

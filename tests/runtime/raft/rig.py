@@ -17,6 +17,7 @@ from conveyord.core.raft.codec import decode, encode
 from conveyord.core.raft.membership import Membership
 from conveyord.core.raft.messages import Message
 from conveyord.core.raft.node import RaftNode
+from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.core.raft.state import Role
 from conveyord.core.raft.types import NodeId, Options
 from conveyord.runtime.raft.driver import Driver, Standing
@@ -26,7 +27,6 @@ from conveyord.runtime.raft.snapshots import Policy
 from conveyord.storage.raft_log.log import RaftLog
 from conveyord.storage.state_store.receiving import SnapshotReceiver
 from conveyord.storage.state_store.replica import Replica
-from conveyord.storage.state_store.snapshot_head import SnapshotInfo
 from conveyord.storage.state_store.store import StateStore
 from tests.sim.machine import command, register
 from tests.storage.kv_state import MIGRATIONS, SESSIONS_MAX, KvState, registers
@@ -120,9 +120,8 @@ class Member:
             loaded = log.load(self.store.mark.index)
             node = RaftNode(self.name, loaded, OPTIONS, random=Random(self.name).random, now=trio.current_time())
             state = self.state_of(Replica(self.store, KvState().execute))
-            self.driver = Driver(node, self.log_of(log), state, Wire(self.name, self.wires), self.policy)
             with self.scope:
-                await self.driver.run(task_status=task_status)
+                await self.drive(node, self.log_of(log), state, task_status)
         except ConveyordError as error:
             self.trouble = error
         finally:
@@ -131,6 +130,11 @@ class Member:
             if self.store is not None:
                 self.store.close()
             self.ended.set()
+
+    async def drive(self, node: RaftNode, log: LogPort, state: StatePort, task_status: trio.TaskStatus[None]) -> None:
+        """Take part until cancelled."""
+        self.driver = Driver(node, log, state, Wire(self.name, self.wires), self.policy)
+        await self.driver.run(task_status=task_status)
 
     async def stop(self) -> None:
         self.scope.cancel()
@@ -154,8 +158,10 @@ class Rig:
     policy: Policy
     wires: Wires = field(default_factory=Wires)
 
-    def add(self, name: NodeId, founders: Membership | None = None, **more: Any) -> Member:
-        member = Member(name, self.home / name, self.wires, founders, self.policy, **more)
+    def add(
+        self, name: NodeId, founders: Membership | None = None, *, kind: type[Member] = Member, **more: Any
+    ) -> Member:
+        member = kind(name, self.home / name, self.wires, founders, self.policy, **more)
         self.wires.members[name] = member
         return member
 

@@ -1,0 +1,145 @@
+"""Raft over real sockets: proposals that are forwarded, snapshots that are streamed, and who may not speak."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+
+from conveyord.core.errors import Refused, Retryable
+from conveyord.core.raft.codec import encode
+from conveyord.core.raft.membership import Membership
+from conveyord.core.raft.messages import TimeoutNow
+from conveyord.core.raft.node import RaftNode
+from conveyord.core.raft.snapshot_info import SnapshotInfo
+from conveyord.core.raft.state import Role
+from conveyord.runtime.raft.driver import Driver
+from conveyord.runtime.raft.network import MESSAGE, PROPOSE, Network
+from conveyord.runtime.raft.outcomes import Done
+from conveyord.runtime.raft.ports import LogPort, StatePort
+from conveyord.runtime.raft.proposer import Proposer
+from conveyord.runtime.raft.snapshots import Policy
+from conveyord.runtime.rpc.dialing import dial_once
+from conveyord.runtime.rpc.greeting import Me, Side
+from conveyord.runtime.rpc.handlers import Admission, Handlers
+from conveyord.runtime.rpc.limits import Counters, Limits
+from conveyord.runtime.rpc.server import RpcServer
+from conveyord.storage.state_store.receiving import SnapshotReceiver
+from tests.runtime.raft.rig import WAIT_SECONDS, Member, Rig, cluster, opened, reached, written
+from tests.runtime.raft.test_histories import KvSession
+from tests.sim.machine import register
+from tests.storage.kv_state import MIGRATIONS
+
+NAMES = ("a", "b", "c")
+
+
+def side_of(node: str) -> Side:
+    return Side(lambda: Me(node, 1, "test"), Handlers(), Limits(), Counters())
+
+
+@dataclass(eq=False)
+class Remote(Member):
+    """A member that others reach by a socket, at the same port in every life."""
+
+    port: int = 0
+    side: Side = field(default_factory=lambda: side_of(""))
+    network: Network | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self.port
+
+    async def drive(self, node: RaftNode, log: LogPort, state: StatePort, task_status: trio.TaskStatus[None]) -> None:
+        self.side = side_of(self.name)
+        self.network = Network(self.name, self.side, Random(self.name), self._receiver)
+        self.driver = driver = Driver(node, log, state, self.network, self.policy)
+        listeners = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
+        self.port = listeners[0].socket.getsockname()[1]
+        server = RpcServer(self.side, lambda *_: Admission())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(server.serve, listeners, drain=trio.Event()))
+            nursery.start_soon(self.network.run, driver)
+            await driver.run(task_status=task_status)
+
+    def _receiver(self, info: SnapshotInfo) -> SnapshotReceiver:
+        return SnapshotReceiver(self.home / "state", info, MIGRATIONS)
+
+    def proposer(self) -> Proposer[Any]:
+        assert self.network is not None
+        return Proposer(self.up, self.network, KvSession())
+
+
+def introduce(rig: Rig) -> list[Remote]:
+    """Tell everybody where the others are."""
+    members = [member for member in rig.wires.members.values() if isinstance(member, Remote)]
+    for member in members:
+        if member.network is not None:
+            member.network.know({other.name: other.address for other in members})
+    return members
+
+
+async def test_any_node_takes_commands_and_the_leader_has_them_applied_once(tmp_path: Path) -> None:
+    async with cluster(tmp_path, *NAMES, kind=Remote) as rig:
+        members = introduce(rig)
+        await rig.leader()
+        proposers = [member.proposer() for member in members]
+
+        async def propose(proposer: Proposer[Any], key: int) -> None:
+            for value in range(20):
+                done = await proposer.propose(("write", key, value), seconds=WAIT_SECONDS)
+                assert isinstance(done, Done)
+
+        async with trio.open_nursery() as nursery:
+            for key, proposer in enumerate(proposers * 5):
+                nursery.start_soon(propose, proposer, key)
+        await rig.agree(dict.fromkeys(range(15), 19))
+
+
+async def test_a_node_that_was_away_gets_a_snapshot_over_its_own_connection(tmp_path: Path) -> None:
+    async with cluster(tmp_path, *NAMES, kind=Remote, policy=Policy(every_entries=40, kept_entries=10)) as rig:
+        members = introduce(rig)
+        leader = await rig.leader()
+        late = next(member for member in members if member.up is not leader)
+        await late.stop()
+        session = await opened(leader)
+        for number in range(1, 151):
+            assert isinstance(await written(leader, session, number, 1, number), Done)
+        with trio.fail_after(WAIT_SECONDS):
+            while leader._node.state.log.base.index < 100:
+                await trio.sleep(0.01)
+        await rig.start(late)
+        introduce(rig)
+        await reached(late.up, lambda standing: standing.applied >= 150)
+        assert late.up._node.state.log.base.index >= 100
+        assert late.values() == {1: 150}
+
+
+async def test_who_is_no_member_may_not_speak_raft_and_nobody_for_another(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a", kind=Remote) as rig:
+        (member,) = introduce(rig)
+        await rig.leader()
+        async with dial_once(side_of(""), member.address) as client:
+            with pytest.raises(Refused, match="a client is no member here"):
+                await client.call(PROPOSE, register(), deadline_seconds=WAIT_SECONDS)
+        async with dial_once(side_of("x"), member.address) as liar:
+            assert liar.send(MESSAGE, encode(TimeoutNow("y", "a", 99)))
+            with trio.fail_after(WAIT_SECONDS):
+                while not member.side.counters.failed_requests["refused"]:
+                    await trio.sleep(0.01)
+        assert member.up.standing.role is Role.LEADER
+        assert member.up.standing.term < 99
+
+
+async def test_a_node_whose_address_is_not_known_is_not_proposed_to(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a", kind=Remote) as rig:
+        (member,) = introduce(rig)
+        assert isinstance(member, Remote)
+        assert member.network is not None
+        with pytest.raises(Retryable, match="the address of node z is not known"):
+            await member.network("z", b"")
+        assert Membership(frozenset({"a"})) == member.up._node.state.membership
