@@ -11,6 +11,8 @@ from conveyord.core.raft.messages import TimeoutNow, VoteReply, VoteRequest
 from conveyord.core.raft.quorum import Verdict, verdict
 from conveyord.core.raft.state import Role, State
 
+NEEDED_TIMEOUTS = 2  # for so long it may campaign: its own time runs out within them
+
 
 def tick(state: State) -> None:
     """Campaign if it is time."""
@@ -58,6 +60,8 @@ def on_vote_request(state: State, message: VoteRequest) -> None:
     """Vote once per term, for nobody whose log is older. The term of a real vote is this node's by now."""
     log = state.log
     is_new_enough = (message.last_term, message.last_index) >= (log.last_term, log.last)
+    if not is_new_enough:
+        state.needed_until = state.now + NEEDED_TIMEOUTS * state.options.election_timeout_seconds
     if message.pre:
         granted = is_new_enough and message.term > state.term
         term = message.term if granted else state.term

@@ -64,6 +64,7 @@ class Leadership:
 class State:
     """One node. handed: up to where entries were given out to be applied. heard_at: when it last heard a leader.
 
+    needed_until: until when its vote counts as needed, though it knows itself for no voter.
     asked: the number of the last own read that the leader was asked to confirm. forwarded: such reads by their
     numbers, the oldest first: the ticket, and when to give up.
     confirmed: a heap of reads that wait for the index before their ticket to be applied.
@@ -83,6 +84,7 @@ class State:
     handed: int
     election_at: float = 0.0
     heard_at: float = -NEVER
+    needed_until: float = -NEVER
     role: Role = Role.FOLLOWER
     leader: NodeId | None = None
     is_well: bool = True
@@ -106,10 +108,15 @@ class State:
     @property
     def may_lead(self) -> bool:
         """Whether it may ask for votes. Who has left may, until it knows that to be committed: if it alone has the
-        entry that says so, nobody else would be elected (Ongaro's thesis, 4.2.2). Its own vote does not count then.
+        entry that says so, nobody else would be elected (Ongaro's thesis, 4.2.2). So may who is to come, for a while
+        after a candidate counted on its vote and it knew more than that one: an entry that it lacks makes it a voter
+        there. Its own vote does not count then.
         """
-        is_member = self.node in self.membership.electorate
-        return self.is_well and (is_member or self.node in self.memberships.at(self.commit).electorate)
+        if not self.is_well:
+            return False
+        if self.node in self.membership.electorate or self.now < self.needed_until:
+            return True
+        return self.node in self.memberships.at(self.commit).electorate
 
     @property
     def others(self) -> list[NodeId]:

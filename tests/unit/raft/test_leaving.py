@@ -1,4 +1,6 @@
-"""`conveyord.core.raft.elections`: who has left may still be needed (Ongaro's thesis, 4.2.2). Found by simulation."""
+"""`conveyord.core.raft.elections`: who has left, or is not known to have come, may still be needed (Ongaro's thesis,
+4.2.2). Found by simulation.
+"""
 
 from __future__ import annotations
 
@@ -45,3 +47,39 @@ def test_who_left_does_not_campaign_any_more_when_that_is_committed() -> None:
     cluster.wait(10 * T)
     assert cluster["b"].node.state.leader is None
     assert all(message.sender == "a" for message in cluster.mail)
+
+
+def test_a_learner_whose_vote_is_needed_and_who_knows_more_campaigns() -> None:
+    """a has an uncommitted entry that makes the learner c a voter, and so needs the vote of c. c does not give it, as it
+    has an entry of d in a later term instead, in which it is a learner still; d is gone for good. b has neither.
+    """
+    with_learner = Membership(frozenset("abd"), frozenset("c"))
+    joint = Membership(frozenset("abcd"), outgoing=frozenset("abd"))
+    begun = log(with_learner)
+    of_a = [*begun, entry(begun, Kind.MEMBERSHIP, encode(joint))]
+    of_c = [*begun, make_entry(begun[-1].chain, 3, 2, Kind.COMMAND, b"x")]
+    cluster = Cluster(
+        "abc",
+        loaded={
+            "a": Loaded(HardState(2, None, 2), memberships=[(2, with_learner), (3, joint)], entries=of_a),
+            "b": Loaded(HardState(2, None, 2), memberships=[(2, with_learner)], entries=begun),
+            "c": Loaded(HardState(2, None, 2), memberships=[(2, with_learner)], entries=of_c),
+        },
+    )
+    cluster.wait(20 * T)
+    assert cluster.leader() in {"a", "b"}, "c led until its entry was committed, and made room then"
+    for node in "abc":
+        assert cluster[node].node.state.log.term(3) == 2
+        assert cluster[node].node.state.membership == with_learner
+
+
+def test_a_learner_whose_vote_nobody_needs_does_not_campaign() -> None:
+    known = Membership(frozenset("ab"), frozenset("c"))
+    begun = log(known)
+    cluster = Cluster(
+        "abc",
+        loaded={node: Loaded(HardState(1, None, 2), memberships=[(2, known)], entries=begun) for node in "abc"},
+    )
+    cluster.cut = lambda _: True
+    cluster.wait(10 * T)
+    assert all(message.sender != "c" for message in cluster.mail)
