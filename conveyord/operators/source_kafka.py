@@ -23,7 +23,7 @@ from conveyord.engine.contracts import Mistakes, OperatorConfig, OperatorContext
 from conveyord.engine.health import SourceHealth
 from conveyord.engine.kafka.hopper import Batching, Job, Release
 from conveyord.engine.kafka.options import connection_of
-from conveyord.engine.kafka.partitions import Progress
+from conveyord.engine.kafka.partitions import Progress, places_of
 from conveyord.engine.kafka.reading import Reading
 from conveyord.engine.kafka.rows import RowOptions, Rows, rows_of, with_source
 from conveyord.engine.kafka.session import Session
@@ -115,6 +115,12 @@ class KafkaSource(Source):
         missing = [name for name in self._choice.names if name not in there]
         if missing:
             raise ConfigError(f"topic {missing[0]!r} is not there; create it, or mend its name in `topics`")
+        known = {str(place) for place in places_of(there.values())}
+        for place in self.config.start_offsets:
+            name = place.rpartition("[")[0]
+            if name in there and place not in known:
+                count = len(there[name].partitions)
+                raise ConfigError(f"start_offsets: topic {name!r} has {count} partitions, {place} is not one of them")
 
     def _ports(self) -> _Ports:
         """Blocking. Raises ConfigError if a secret cannot be had."""

@@ -27,6 +27,7 @@ from tests.kafka.source_rig import (
     Run,
     Sinks,
     fence_after,
+    kafka_source,
     numbered,
     one_by_one,
     partition,
@@ -98,6 +99,13 @@ async def test_an_offset_beyond_the_end_is_refused(logs: Logs, hasty_clock: Mock
     logs.cluster.produce(topic, numbered(2))
     with pytest.raises(ConfigError, match="begin at offset 100, but the partition ends at 2"):
         await ran(logs, topics=topic, start_offsets={f"{topic}[0]": 100})
+
+
+async def test_a_start_in_a_partition_that_is_not_there_is_refused_before_anything_is_read(logs: Logs) -> None:
+    topic = logs.topic(2)
+    source, _ = kafka_source(logs, {"topics": topic, "start_offsets": {f"{topic}[2]": 4}})
+    with pytest.raises(ConfigError, match=r"has 2 partitions, .*\[2\] is not one of them"):
+        await source.check()
 
 
 async def test_the_end_may_move_while_it_is_asked_for(hasty_clock: MockClock) -> None:

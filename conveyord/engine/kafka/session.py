@@ -18,7 +18,7 @@ from functools import partial
 import structlog
 import trio
 
-from conveyord.core.errors import Retryable
+from conveyord.core.errors import ConveyordError, Retryable
 from conveyord.core.flow.positions import Position, Positions
 from conveyord.core.flow.record_log import Topic, TopicPartition
 from conveyord.engine.health import SourceHealth
@@ -50,6 +50,7 @@ class Session:
         """Set: nothing more is taken from the hopper."""
         self._reading = reading
         self._again: Retryable | None = None
+        self._failure: Exception | None = None
         self._inquiry = Inquiry(ports.open_reader)
         known, hopper, pump = self.partitions, self.hopper, self.pump
         self._publisher = Publisher(reading, known, pump, health)
@@ -68,7 +69,7 @@ class Session:
             with unwrapped():
                 async with trio.open_nursery() as nursery:
                     for task in (watch.watch, watch.confirm, watch.heed, self._publisher.run):
-                        nursery.start_soon(task)
+                        nursery.start_soon(self._beside, task)
                     async with trio.open_nursery() as inner:
                         inner.start_soon(self.pump.run)
                         try:
@@ -114,23 +115,33 @@ class Session:
             with trio.move_on_after(AWAITED_SECONDS):
                 await self.stop.wait()
 
+    async def _beside(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run what goes on beside the feed. What it raises ends reading as any end does: the sinks have what was sent
+        before others are given its partitions.
+        """
+        try:
+            await task()
+        except ConveyordError as error:
+            self._failure = self._failure or error
+            self.end()
+
     async def _read(self, feed: Callable[[], Awaitable[None]], flush: Callable[[], Awaitable[None]]) -> None:
         """Send until the end, and tell the group how far. Raises Superseded if others are about to read what is sent
         already and not committed: whatever ends reading, what was sent goes on to the sinks.
         """
-        shares, failure = self._reading.shares, None
+        shares = self._reading.shares
         try:
             await feed()
         except Exception as error:  # noqa: BLE001 - raised below, once it is known what the sinks have
-            failure = error
+            self._failure = self._failure or error
         if shares:
             with suppress(trio.BrokenResourceError):  # no sink listens any more
                 await flush()
             self.handover.must_owe_nothing()
-        elif failure is None and self._again is None:
+        elif self._failure is None and self._again is None:
             await flush()
-        if failure is not None:
-            raise failure
+        if self._failure is not None:
+            raise self._failure
         if shares or self._again is None:
             self._publisher.commit(wait=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field
@@ -16,6 +17,7 @@ from conveyord.engine.model_keys import NEEDED
 from conveyord.engine.payloads.options import FORMAT_DESCRIPTION, Format, format_mistakes
 from conveyord.engine.topic_mapping import MAPPING_DESCRIPTION, TopicMapping
 
+_PLACE = re.compile(r"(.+)\[([0-9]+)\]")
 START_WORDS = ("earliest", "latest", "committed")
 
 
@@ -132,11 +134,24 @@ def source_mistakes(config: KafkaSourceConfig) -> dict[Any, str]:
                 found[key] = mistake
     if config.start not in START_WORDS and time_ms_of(config.start) is None:
         found["start"] = "must be earliest, latest, committed, or a time with its zone, such as 2026-01-31T12:00:00Z"
+    choice = None if found.keys() & {"topics", "exclude"} else choice_of(config)
+    for name, offset in config.start_offsets.items():
+        if choice is not None and (mistake := _start_mistake(name, offset, choice)) is not None:
+            found["start_offsets", name] = mistake
     if config.group_id is None and (config.assignment == "group" or config.start == "committed"):
         found["assignment" if config.assignment == "group" else "start"] = "needs a group_id"
     if config.assignment == "group" and not config.follow:
         found["follow"] = "a member of a group cannot know the end of what it will be given; leave out follow: false"
     return found
+
+
+def _start_mistake(name: str, offset: int, choice: TopicChoice) -> str | None:
+    place = _PLACE.fullmatch(name)
+    if place is None:
+        return f"{name!r} is no partition; write TOPIC[NUMBER], such as flights[0]"
+    if not choice.takes(place[1]):
+        return f"topic {place[1]!r} is not read here; mend the name, or add it to 'topics'"
+    return None if offset >= 0 else f"{offset} is no offset; the first is 0"
 
 
 def topics_of(config: KafkaSourceConfig) -> tuple[str, ...]:

@@ -166,7 +166,7 @@ class Contact:
         # The first that someone must mend, else the first that names an address.
         found = min(told, key=lambda one: (one.code != "CONFIG", "_ALL_BROKERS_DOWN" in str(one)))
         if found.code == "UNAVAILABLE" and self._is_hopeless() and _listens(self._connection.brokers):
-            return Retryable(f"{found} {SOMETHING_LISTENS}")
+            return Retryable(f"{found}. {SOMETHING_LISTENS}")
         return found
 
 

@@ -56,6 +56,8 @@ class GroupOffsets:
         self._given_up: Mapping[TopicPartition, Position] = {}  # and not known to be taken
         self._given_up_by = 0.0
         self._asked_at = -ASK_SECONDS
+        self._last_by: float | None = None  # until when the last commits are tried
+        self._parted: set[TopicPartition] = set()  # since the last commit was begun
         self._under_way = 0
         self._refusals: list[KafkaError] = []
         self._lock = threading.Lock()  # of _under_way: a consumer that is left to itself closes in another thread
@@ -67,7 +69,12 @@ class GroupOffsets:
 
     def forget(self, places: Collection[TopicPartition]) -> None:
         """These came to us, and others may have moved the group's offsets since they were ours."""
-        self._given_up = self.untaken(self._given_up)  # while that is still known
+        # While that is known. They are dealt out once every commit is answered, so nothing overtakes it any more.
+        self._given_up = {
+            place: at
+            for place, at in self._given_up.items()
+            if place not in places or self._taken.get(place) != at.offset
+        }
         for place in places:
             self._taken.pop(place, None)
 
@@ -97,24 +104,36 @@ class GroupOffsets:
         return self.is_down
 
     def tell_last(self, consumer: Consumer, offsets: Mapping[TopicPartition, Position]) -> str:
-        """Commit, and poll until that is answered, for 10 s at most where nobody answers and 30 s else; what comes
-        meanwhile is dropped. Returns why the group has not taken all.
+        """Commit, and poll until that is answered, for 10 s at most where nobody answers and 30 s else, however often
+        it is called; what comes meanwhile is dropped. Returns why the group has not taken all.
         """
         news = self.untaken(offsets)
         if not news:
             return ""
-        silence = self._silence(_topic(news), time.monotonic() + COMMIT_SECONDS)
+        if self._last_by is None:
+            self._last_by = time.monotonic() + LAST_COMMIT_SECONDS
+            self._refusals.clear()
+        deadline = self._last_by
+        silence = self._silence(_topic(news), min(deadline, time.monotonic() + COMMIT_SECONDS))
         if silence is not None:
             return str(silence)
-        deadline = time.monotonic() + LAST_COMMIT_SECONDS
-        while True:
+        self._parted.clear()
+        while time.monotonic() < deadline:
             self.await_answers(consumer, deadline)  # one that was sent before, and again, could arrive after this one
-            self._refusals.clear()
-            self._send(consumer, news)
+            # In that time some may have become another member's, who must not be told of where we were.
+            ours = {place: at for place, at in news.items() if place not in self._parted}
+            refused = len(self._refusals)
+            if ours and not self.are_under_way:
+                self._send(consumer, ours)
             self.await_answers(consumer, deadline)
-            if not self._may_pass or time.monotonic() >= deadline:
-                return self._why if self.untaken(news) else ""
+            if len(self._refusals) == refused or self._refusals[-1].name() not in _PASSING:
+                break
             time.sleep(COMMIT_PAUSE_SECONDS)
+        return self._why if self.untaken(news) else ""
+
+    def parted(self, places: Collection[TopicPartition]) -> None:
+        """These are not ours any more."""
+        self._parted.update(places)
 
     def give_up(self, consumer: Consumer, offsets: Mapping[TopicPartition, Position]) -> None:
         """Commit what another member reads on from; `overdue` tells whether that arrived. Within a callback."""
@@ -133,7 +152,10 @@ class GroupOffsets:
         # Also what has arrived is not taken for it before: an earlier commit may be sent again, and arrive behind it.
         if not self._given_up or not (at_once or not self.are_under_way or time.monotonic() >= self._given_up_by):
             return {}, ""
-        left, self._given_up = self.untaken(self._given_up), {}
+        left, self._given_up = self._given_up, {}
+        if self.are_under_way:
+            return dict.fromkeys(left), self._why
+        left = self.untaken(left)
         return (self.taken(left), self._why) if left else ({}, "")
 
     def await_answers(self, consumer: Consumer, deadline: float) -> None:
@@ -142,10 +164,6 @@ class GroupOffsets:
             consumer.pause(consumer.assignment())
         while self.are_under_way and time.monotonic() < deadline:
             consumer.poll(COMMIT_PAUSE_SECONDS)
-
-    @property
-    def _may_pass(self) -> bool:
-        return bool(self._refusals) and self._refusals[-1].name() in _PASSING
 
     @property
     def _why(self) -> str:

@@ -172,6 +172,7 @@ class KafkaTail:
     def _drop(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
             self._followed.pop(partition, None)
+        self._offsets.parted(partitions)
         if partitions:
             consumer.incremental_unassign(self._places(dict.fromkeys(partitions, 0)))
 
@@ -286,7 +287,9 @@ class KafkaTail:
     def commit(self, offsets: Mapping[TopicPartition, Position], *, wait: bool) -> None:
         """See `Tail.commit`."""
         if wait:
-            self._offsets.tell_last(self._consumer, offsets)
+            why = self._offsets.tell_last(self._consumer, offsets)
+            if why and self._listener is None:  # else `close` says it, as it may matter then
+                self._note(Retryable(f"the group {self._group!r} was not told how far this run is: {why}"))
         else:
             self._offsets.tell(self._consumer, offsets)
 
