@@ -33,12 +33,12 @@ from typing import NamedTuple
 from sqlite_utils import Database
 
 from conveyord.core.raft.sessions import Sessions
+from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.core.raft.types import BEGINNING, Entry, Kind, Mark, make_entry
 from conveyord.storage.state_store import packing
 from conveyord.storage.state_store.packing import pack
 from conveyord.storage.state_store.receiving import SnapshotReceiver
 from conveyord.storage.state_store.schema import Place
-from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.storage.state_store.store import Execute, StateStore
 
 ROW_BYTES = 200

@@ -52,6 +52,8 @@ def test_lives_on_the_real_storage(first: int) -> None:
 
 
 @pytest.mark.soak
-def test_many_lives_on_the_real_storage() -> None:
-    for seed in range(1_000, 1_500):
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("first", range(1_000, 1_500, 50))
+def test_many_lives_on_the_real_storage(first: int) -> None:
+    for seed in range(first, first + 50):
         lived_for_real(seed, 60.0)

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from random import Random
 
+import msgpack
 import pytest
 from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -20,6 +21,7 @@ from conveyord.core.raft.types import ENTRY_BYTES, Entry, HardState, Kind, Mark,
 from conveyord.storage.raft_log import log as raft_log
 from conveyord.storage.raft_log import writing
 from conveyord.storage.raft_log.log import RaftLog
+from conveyord.storage.raft_log.quarantine import Quarantined
 from tests.storage.raft_log_rig import (
     EVERYTHING,
     Model,
@@ -295,6 +297,30 @@ class TestWhoMayOpenIt:
         log.close()
         assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == []
         assert (tmp_path / "raft.db").exists()
+
+    def test_members_in_a_form_of_a_newer_conveyord_are_refused_and_stay(self, tmp_path: Path) -> None:
+        log, model = opened(tmp_path), Model()
+        log.load(0)
+        newer = make_entry(model.end.chain, 1, 1, Kind.MEMBERSHIP, msgpack.packb([["n1"], [], [], [], ["witness"]]))
+        appended(log, model, [], entries=(newer,))
+        log.close()
+        for _ in range(2):
+            log = opened(tmp_path)
+            with pytest.raises(
+                Refused, match="entry 1 of the log of node n1: .*a newer conveyord wrote it; upgrade this node"
+            ):
+                log.load(0)
+            log.close()
+        assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+    def test_members_that_nobody_ever_wrote_are_damage(self, tmp_path: Path) -> None:
+        log, model = opened(tmp_path), Model()
+        log.load(0)
+        appended(log, model, [], entries=(make_entry(model.end.chain, 1, 1, Kind.MEMBERSHIP, b"\xc1"),))
+        log.close()
+        log = opened(tmp_path)
+        with pytest.raises(Quarantined, match="entry 1.*is not what was written"):
+            log.load(0)
 
     def test_a_log_that_is_closed_refuses(self, tmp_path: Path) -> None:
         log = opened(tmp_path)

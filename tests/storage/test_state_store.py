@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +20,7 @@ from conveyord.core.errors import Corrupt, Refused, Retryable, StorageFull
 from conveyord.core.raft.sessions import Sessions
 from conveyord.core.raft.types import Entry, Kind, Mark, make_entry
 from conveyord.storage.sqlite_errors import transaction
+from conveyord.storage.state_store import connections
 from conveyord.storage.state_store import store as store_module
 from conveyord.storage.state_store.reader import StateReader
 from conveyord.storage.state_store.schema import Migration
@@ -190,6 +194,8 @@ def test_the_wal_stays_small_but_while_a_reader_needs_it(store: StateStore, monk
 def test_a_checkpoint_that_finds_no_room_waits_for_the_next(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
         def execute(self, statement: str, *_: object) -> None:
+            if "busy_timeout" in statement:
+                return
             assert "wal_checkpoint" in statement
             error = sqlite3.OperationalError("database or disk is full")
             error.sqlite_errorcode = sqlite3.SQLITE_FULL
@@ -202,6 +208,43 @@ def test_a_checkpoint_that_finds_no_room_waits_for_the_next(store: StateStore, m
         store._checkpoint()
     assert store._checkpoint_at_bytes > store_module.WAL_BYTES
     advance(store, 20)
+
+
+HOLD_WRITE_LOCK = """
+import fcntl, sys, time
+with open(sys.argv[1], "r+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, 120)
+    print("held", flush=True)
+    sys.stdin.readline()
+    time.sleep(0.2)
+"""
+
+
+def test_a_reader_that_keeps_entries_from_being_applied_for_a_moment_is_waited_for(store: StateStore) -> None:
+    """One that finds the head of the WAL half written takes SQLite's lock for writing to it, `mode=ro` or not, and
+    looks again. Here another process holds it until it is told, and a little longer."""
+    store._checkpoint_at_bytes = 0
+    advance(store, 10)
+    script = [sys.executable, "-c", HOLD_WRITE_LOCK, f"{store.path}-shm"]
+    with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdin is not None and reader.stdout is not None
+        assert reader.stdout.readline() == "held\n"
+        reader.stdin.write("let go\n")
+        reader.stdin.flush()
+        advance(store, 20)
+    assert check_state(store) == 20
+
+
+def test_a_checkpoint_waits_for_no_reader(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would wait for an hour here."""
+    monkeypatch.setattr(connections, "LOCK_WAIT_SECONDS", 3_600)
+    with closing(open_store(data_dir)) as store, store.reader() as reader, transaction(reader.connection, "BEGIN"):
+        reader.mark()
+        advance(store, 10)
+        store._checkpoint_at_bytes = 0
+        advance(store, 20)
+        assert store._checkpoint_at_bytes > store_module.WAL_BYTES
+        assert store.snapshots.take().mark == mark_of(20)
 
 
 # ------------------------------------------------------------------------------ readers
@@ -223,6 +266,30 @@ def test_what_a_reader_sees_in_one_transaction_fits_together(store: StateStore) 
 def test_there_is_no_reader_without_a_state(data_dir: Path) -> None:
     with pytest.raises(Retryable, match="there is no state to read"):
         StateReader(data_dir / "elsewhere")
+
+
+def test_a_reader_of_a_state_that_is_being_made_is_told_to_come_again(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, prepare, looks = store_module.connect_to_write, connections.prepare, list[str]()
+
+    def look(when: str) -> None:
+        looks.append(when)
+        with pytest.raises(Retryable, match="there is no state to read"):
+            StateReader(data_dir)
+
+    def looking(step: Callable[..., Any], when: str) -> Callable[..., Any]:
+        def looked(*arguments: Any) -> Any:
+            look(when)
+            return step(*arguments)
+
+        return looked
+
+    monkeypatch.setattr(store_module, "connect_to_write", looking(connect, "before it is a database"))
+    monkeypatch.setattr(connections, "prepare", looking(prepare, "before it has tables"))
+    with closing(open_store(data_dir)) as store:
+        assert looks == ["before it is a database", "before it has tables"]
+        assert check_state(store) == 0
 
 
 # ------------------------------------------------------------------------------ migrations

@@ -211,6 +211,9 @@ def cut(disk: Disk, home: Path, seed: int, seconds: float, *careless: str) -> tu
     The snapshots that were taken are removed, as a state that is older than its log would be made anew from them.
     """
     lines = disk.cut_under(CHILD, home, seed, disk.mount_point, seconds, *careless)
+    for path in home.rglob("*.snapshot"):
+        with SnapshotFile(path) as snapshot:
+            snapshot.verify()  # its bytes are on disk before it has its name
     shutil.rmtree(home / "state" / "snapshots", ignore_errors=True)
     index = survived(home, at_least=said(lines, "base"))
     if index == LOG_ENTRIES:

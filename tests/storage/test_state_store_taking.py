@@ -14,9 +14,14 @@ from typing import Any
 
 import pytest
 
-from conveyord.core.errors import Refused, Retryable
+from conveyord.core.errors import Refused, Retryable, StorageFull
+from conveyord.core.raft.sessions import Sessions
 from conveyord.storage.state_store import packing, snapshots, state_file
+from conveyord.storage.state_store import store as store_module
+from conveyord.storage.state_store.connections import checkpoint
 from conveyord.storage.state_store.reader import StateReader
+from conveyord.storage.state_store.schema import Place
+from conveyord.storage.state_store.session_rows import load_sessions
 from conveyord.storage.state_store.snapshot_file import SnapshotFile
 from conveyord.storage.state_store.snapshots import Snapshots
 from conveyord.storage.state_store.store import StateStore
@@ -86,7 +91,7 @@ def test_a_snapshot_is_of_one_mark_while_entries_are_applied_and_checkpoints_tri
 
     def preadv(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
         advance(store, store.mark.index + 20)
-        busy, frames, moved = store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        busy, frames, moved = checkpoint(store._connection)
         assert (busy, moved) == (1, 0) and frames > 0
         read.append(offset)
         return os.preadv(descriptor, [buffers[0][:4_096]], offset)
@@ -99,7 +104,7 @@ def test_a_snapshot_is_of_one_mark_while_entries_are_applied_and_checkpoints_tri
     assert read == [4_096 * page for page in range(pages + 1)]
     assert (info.mark, store.mark.index) == (mark_of(1_000), 1_000 + 20 * len(read))
     assert restored_index(tmp_path / "other", store.snapshots) == 1_000
-    assert store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
+    assert checkpoint(store._connection) == (False, 0, 0)
 
 
 def test_beside_a_reader_that_needs_an_older_state_a_copy_is_made_which_is_not_begun_anew(
@@ -154,7 +159,7 @@ def test_a_snapshot_that_fails_lets_go_of_the_wal(
         with pytest.raises((Retryable, KeyboardInterrupt)):
             store.snapshots.take()
     assert store.path.with_name("state.db-wal").stat().st_size > 0
-    assert store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
+    assert checkpoint(store._connection) == (False, 0, 0)
     assert check_state(store) == HELD + 100
     assert store.snapshots.take().mark == mark_of(HELD + 100)
     assert names(data_dir) - {f"snapshots/{HELD:020}.tmp"} == {"snapshots", f"snapshots/{HELD + 100:020}.snapshot"}
@@ -179,6 +184,42 @@ def test_a_snapshot_that_was_begun_is_completed_beside_a_switch_and_after_the_en
     assert restored_index(tmp_path / "other", snapshots) == HELD
     with pytest.raises(Refused, match="it was closed"):
         snapshots.take()
+
+
+def test_nothing_is_applied_between_the_checkpoint_and_the_transaction_that_keeps_the_file_as_it_is(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[tuple[bool, bool]]()
+
+    class Reader(StateReader):
+        def place(self) -> Place:
+            seen.append((store._using.locked(), self.connection.in_transaction))
+            return super().place()
+
+    monkeypatch.setattr(snapshots, "StateReader", Reader)
+    store.snapshots.take()
+    assert seen == [(True, False), (True, True)]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_a_state_that_could_not_be_synced_is_not_synced_a_second_time(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """That could report success for what is lost, and the log would be cut behind it."""
+
+    def failing(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    store.snapshots.take()  # so that the next one makes no directory
+    advance(store, HELD + 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        with pytest.raises((Retryable, StorageFull), match=os.strerror(code)):
+            store.snapshots.take()
+    for act in (store.snapshots.take, lambda: advance(store, HELD + 20)):
+        with pytest.raises(Refused, match="takes nothing more since it failed"):
+            act()
+    assert store.snapshots._layout.all_snapshots() == [HELD]
 
 
 def test_a_store_that_failed_gives_no_snapshot(store: StateStore) -> None:
@@ -222,6 +263,40 @@ def test_sqlite_keeps_its_locks_through_snapshots_readers_and_the_end_of_the_sto
     reader.close()
     assert said_by_a_stranger(path) == "it is nobody's"
     assert (path.stat().st_dev, path.stat().st_ino) not in state_file._open
+
+
+@pytest.mark.parametrize("way", ["open", "switch"])
+def test_sqlite_keeps_its_locks_beside_a_reader_that_comes_and_goes_while_a_state_is_opened(
+    store: StateStore, data_dir: Path, sent: SnapshotFile, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    def load(connection: sqlite3.Connection, sessions: Sessions) -> None:
+        StateReader(data_dir).close()
+        load_sessions(connection, sessions)
+
+    receive(data_dir, sent.path.read_bytes(), sent.info)
+    if way == "open":
+        store.close()
+    monkeypatch.setattr(store_module, "load_sessions", load)
+    with closing(open_store(data_dir) if way == "open" else store) as opened:
+        if way == "switch":
+            opened.switch(sent.info.mark)
+        assert said_by_a_stranger(opened.path) == "database is locked"
+
+
+def test_a_state_that_cannot_be_opened_is_let_go_of(
+    store: StateStore, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.close()
+    raised = list[Any]()  # what they hold is not let go of by itself
+    with monkeypatch.context() as patch:
+        for step in ("load_sessions", "connect_to_write"):
+            patch.setattr(store_module, step, lambda *_: 1 // 0)
+            with pytest.raises(ZeroDivisionError) as caught:
+                open_store(data_dir)
+            raised.append(caught)
+            assert [path.name for path in store.path.parent.iterdir()] == ["state.db"]
+            assert (store.path.stat().st_dev, store.path.stat().st_ino) not in state_file._open
+    assert said_by_a_stranger(store.path) == "it is nobody's"
 
 
 def membership_at(index: int, home: Path) -> Any:

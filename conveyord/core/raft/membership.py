@@ -19,11 +19,15 @@ from dataclasses import dataclass
 from enum import Enum, unique
 
 import msgpack
+import msgspec
 
-from conveyord.core.errors import Refused
+from conveyord.core.errors import Corrupt, Refused
 from conveyord.core.raft.types import NodeId
 
 MEMBERS_MAX = 255
+
+_Names = list[NodeId]
+_decode = msgspec.msgpack.Decoder(tuple[_Names, _Names, _Names, _Names]).decode
 
 
 @unique
@@ -108,8 +112,20 @@ def encode(membership: Membership) -> bytes:
 
 
 def decode(data: bytes) -> Membership:
-    """The inverse of `encode`. The data is checked by the entry's crc before."""
-    return Membership(*(frozenset(one) for one in msgpack.unpackb(data)))
+    """The inverse of `encode`. The data is checked by the entry's crc before.
+
+    Raises Refused for anything that `encode` does not write: to leave out what is not understood could be to count a
+    wrong majority. Raises Corrupt for what is no msgpack at all.
+    """
+    try:
+        return Membership(*map(frozenset, _decode(data)))
+    except msgspec.ValidationError as error:
+        raise Refused(
+            f"the members are told in a form that is not known here ({error}), so a newer conveyord wrote it; upgrade "
+            "this node"
+        ) from error
+    except ValueError as error:  # also a name that is no UTF-8
+        raise Corrupt(f"what tells the members is not what was written: {error}") from error
 
 
 class Memberships:

@@ -62,6 +62,15 @@ class _Session:
     stored: int | None = None
     fresh: list[int] = field(default_factory=list)
 
+    def free(self, floor: int) -> None:
+        """Forget the replies below `floor`. Where numbers come in turn it costs what is freed, not what is kept."""
+        if floor - self.floor <= len(self.replies):
+            for number in range(self.floor, floor):
+                self.replies.pop(number, None)
+        else:
+            self.replies = {at: reply for at, reply in self.replies.items() if at >= floor}
+        self.floor = floor
+
 
 class Sessions:
     """The table, least recently used first. Not thread-safe."""
@@ -103,9 +112,7 @@ class Sessions:
         if number in found.replies:
             return found.replies[number]
         if ack_below > found.floor:
-            found.floor = min(ack_below, number)
-            found.replies = {at: reply for at, reply in found.replies.items() if at >= found.floor}
-            found.fresh = [at for at in found.fresh if at >= found.floor]
+            found.free(min(ack_below, number))
         if len(found.replies) >= self._window:
             raise WindowExceeded(
                 f"session {session} has {len(found.replies)} replies that it did not acknowledge, at most "
@@ -123,7 +130,7 @@ class Sessions:
             if found.stored is not None and found.stored < found.floor:
                 freed.append((session, found.floor))
             used.append((session, found.floor, found.use))
-            replies += [(session, number, found.replies[number]) for number in found.fresh]
+            replies += [(session, number, found.replies[number]) for number in found.fresh if number in found.replies]
             found.stored, found.fresh = found.floor, []
         changes = Changes(tuple(self._gone), tuple(freed), tuple(used), tuple(replies))
         self._changed, self._gone = {}, []

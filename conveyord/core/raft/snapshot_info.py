@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from conveyord.core.errors import Refused
+from conveyord.core.errors import Corrupt, Refused
 from conveyord.core.raft import membership
 from conveyord.core.raft.membership import Membership
 from conveyord.core.raft.types import Mark
@@ -38,5 +38,5 @@ def decode(data: bytes) -> SnapshotInfo:
     try:
         index, term, chain, members, state_bytes, file_bytes, digest = _decode(data)
         return SnapshotInfo(Mark(index, term, chain), membership.decode(members), state_bytes, file_bytes, digest)
-    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+    except (msgspec.MsgspecError, Corrupt) as error:
         raise Refused(f"what came as the offer of a snapshot is none: {error}") from error

@@ -9,7 +9,7 @@ import apsw
 from conveyord.core.errors import Corrupt, Refused
 from conveyord.core.raft.membership import Membership, decode
 from conveyord.core.raft.node import Loaded
-from conveyord.core.raft.types import Entry, Kind, chain_after, crc_of, size_of
+from conveyord.core.raft.types import BLANK, Entry, Kind, chain_after, crc_of, size_of
 from conveyord.storage.raft_log.head import Head, Row
 
 SELECT = 'SELECT "index", term, kind, data, crc, chain FROM entries WHERE "index" >= ? AND "index" < ? ORDER BY "index"'
@@ -19,7 +19,7 @@ INDEX_END = 2**63 - 1  # no index reaches what SQLite can hold
 
 def load(connection: apsw.Connection, head: Head, *, applied: int, window_bytes: int) -> Loaded:
     """Verify the log after its base, and hand it over as a node wants it. Raises Corrupt, or an error of SQLite, or
-    Refused where it is whole and holds what only a newer conveyord knows.
+    Refused where it is whole and holds what only a newer conveyord knows, or is new and the state beside it is not.
 
     In memory are only the newest entries, up to `window_bytes` by `size_of`, or more if they may still change. Entries
     at or below the base are rubbish that was not swept yet, and are not looked at.
@@ -49,7 +49,7 @@ def load(connection: apsw.Connection, head: Head, *, applied: int, window_bytes:
                     "know; run the newer one that wrote it"
                 )
             if kind == Kind.MEMBERSHIP:
-                memberships.append((index, decode(data)))
+                memberships.append((index, _members(head, index, data)))
             last = index
     except (TypeError, struct.error) as error:  # a row tells the types of its values itself
         raise Corrupt(f"entry {last + 1} has values of other types") from error
@@ -57,6 +57,12 @@ def load(connection: apsw.Connection, head: Head, *, applied: int, window_bytes:
         raise Corrupt(f"it ends with entry {last}, but was written up to entry {head.last_index}")
     if last_term > head.hard_state.term:
         raise Corrupt(f"entry {last} has term {last_term}, but the node's own is {head.hard_state.term}")
+    if applied > last == 0 and head.hard_state == BLANK:
+        raise Refused(
+            f"the log of node {head.node} is new, and the state beside it has applied entry {applied}; move that state "
+            f"away and start again. If node {head.node} was a member before, what it promised is gone with its log, "
+            "and it must not vote under this name again: remove it from the cluster and give it a new node id"
+        )
     if applied > last:
         raise Corrupt(f"it ends with entry {last}, but the state beside it has applied entry {applied}")
     entries = _window(connection, head, settled=max(head.hard_state.commit, applied), bytes_max=window_bytes)
@@ -70,6 +76,15 @@ def load(connection: apsw.Connection, head: Head, *, applied: int, window_bytes:
         entries=entries,
         applied=applied,
     )
+
+
+def _members(head: Head, index: int, data: bytes) -> Membership:
+    try:
+        return decode(data)
+    except Refused as error:
+        raise Refused(f"entry {index} of the log of node {head.node}: {error}") from error
+    except Corrupt as error:
+        raise Corrupt(f"entry {index}: {error}") from error
 
 
 def _window(connection: apsw.Connection, head: Head, *, settled: int, bytes_max: int) -> list[Entry]:

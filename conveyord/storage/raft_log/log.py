@@ -97,7 +97,8 @@ class RaftLog:
         """Verify everything, once. On return all of it is on disk, also what a killed process had not synced.
 
         applied: the last entry that is in the state. window_bytes: of the newest entries, which are handed over, by
-        `size_of`. Raises Refused, and moves nothing aside, if an entry is of a kind that only a newer conveyord knows.
+        `size_of`. Raises Refused, and moves nothing aside, if an entry holds what only a newer conveyord knows, or if
+        the log is new and the state is not.
         """
         connection = self._open_one()
         with self._translating():

@@ -67,6 +67,6 @@ def _move(path: Path, folder: Path) -> None:
 def _sentence(path: Path, node: NodeId, found: str, folder: Path) -> Quarantined:
     return Quarantined(
         f"{path}: {found.strip()}; its files lie in {folder} as they were. Node {node} does not know any more what it "
-        "promised, so it must not vote under this name again: remove it from the cluster and start it here under a new "
-        "node id, which joins as a learner and gets a snapshot"
+        "promised, so it must not vote under this name again: remove it from the cluster, move the state "
+        "beside the log away, and start it under a new node id, which joins as a learner and gets a snapshot"
     )

@@ -9,12 +9,13 @@ from urllib.parse import quote
 
 from conveyord.storage.state_store.schema import Migration, prepare
 
-LOCK_WAIT_SECONDS = 30  # while it is opened: another connection may be recovering the WAL
+# For a moment, even one that only reads may keep all others away: it is recovering the WAL, or has found the head of it
+# half written and looks again under the lock for writing.
+LOCK_WAIT_SECONDS = 30
 
 
 def connect_to_write(path: Path, migrations: Sequence[Migration]) -> sqlite3.Connection:
     """Open the state in `path`, or make one; its tables are up to date. Raises Refused for one of a newer program."""
-    path.parent.mkdir(exist_ok=True)
     # The store lets one thread at a time use it: that which applies, or one that begins a snapshot.
     connection = sqlite3.connect(path, timeout=LOCK_WAIT_SECONDS, isolation_level=None, check_same_thread=False)
     try:
@@ -24,11 +25,24 @@ def connect_to_write(path: Path, migrations: Sequence[Migration]) -> sqlite3.Con
         # succeed although pages were lost.
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         prepare(connection, path, migrations)
-        connection.execute("PRAGMA busy_timeout = 0")  # a checkpoint must not wait for readers
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def checkpoint(connection: sqlite3.Connection) -> tuple[bool, int, int]:
+    """Move the WAL into the file and cut it, as far as nobody is in the way: it waits for no reader.
+
+    Returns whether somebody was, how many frames the WAL had, and how many of those are in the file and on disk. Raises
+    an error of SQLite.
+    """
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        busy, frames, moved = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_SECONDS * 1_000}")
+    return bool(busy), frames, moved
 
 
 def connect_to_read(path: Path, *, immutable: bool = False) -> sqlite3.Connection:

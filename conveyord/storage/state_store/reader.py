@@ -11,7 +11,7 @@ from conveyord.core.raft.types import Mark
 from conveyord.storage.state_store.connections import connect_to_read
 from conveyord.storage.state_store.faults import translated
 from conveyord.storage.state_store.layout import Layout
-from conveyord.storage.state_store.schema import Place, read_place
+from conveyord.storage.state_store.schema import Place, read_place, version_of
 from conveyord.storage.state_store.state_file import StateFile
 
 OPENINGS_MAX = 5  # a switch may remove what was just found; that it does so several times in a row is no accident
@@ -41,7 +41,7 @@ class StateReader:
                         raise
                 else:
                     return
-        raise Retryable(f"{directory}: there is no state to read; start the node that owns it, then ask again")
+        raise self._no_state()
 
     def close(self) -> None:
         """Let go of the file."""
@@ -65,10 +65,17 @@ class StateReader:
                 self.file.close()
                 raise
         try:
+            with translated(path):
+                if not version_of(self.connection):
+                    raise self._no_state()  # it is being made
             self.place()  # not before does SQLite open all that it needs, by name
         except BaseException:
             self.close()
             raise
+
+    def _no_state(self) -> Retryable:
+        directory = self._layout.directory
+        return Retryable(f"{directory}: there is no state to read; start the node that owns it, then ask again")
 
     def is_current(self) -> bool:
         """Whether no other state was switched to since."""

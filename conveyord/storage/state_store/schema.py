@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from sqlite_utils import Database
 
-from conveyord.core.errors import Refused
+from conveyord.core.errors import Corrupt, Refused
 from conveyord.core.raft.membership import NOBODY, Membership, decode, encode
 from conveyord.core.raft.types import BEGINNING, Mark
 from conveyord.storage.sqlite_errors import transaction
@@ -54,10 +54,10 @@ class Place(NamedTuple):
 def prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration]) -> None:
     """Bring a new or older state up to date, in one transaction. Raises Refused for one of a newer program."""
     done = check_version(connection, path, migrations)
-    if done == len(migrations) and _version(connection):
+    if done == len(migrations) and version_of(connection):
         return
     with transaction(connection):
-        if not _version(connection):
+        if not version_of(connection):
             for statement in _SCHEMA.split(";")[:-1]:
                 connection.execute(statement)
             write_place(connection.cursor(), Place())
@@ -71,7 +71,7 @@ def prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[Mig
 
 def check_version(connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration]) -> int:
     """How many of `migrations` a state has. Raises Refused if it has others, or is newer otherwise."""
-    version = _version(connection)
+    version = version_of(connection)
     if version > SCHEMA_VERSION:
         raise Refused(
             f"{path}: this state has version {version}, this conveyord knows {SCHEMA_VERSION}; run the version that "
@@ -91,12 +91,15 @@ def check_version(connection: sqlite3.Connection, path: Path, migrations: Sequen
 
 
 def read_place(connection: sqlite3.Connection, path: Path) -> Place:
-    """Where a state is. Raises Corrupt if it does not say."""
+    """Where a state is. Raises Corrupt if it does not say, Refused if it says so as only a newer conveyord does."""
     row = connection.execute('SELECT "index", term, chain, membership FROM raft_applied').fetchone()
     if row is None:
         raise damaged_state(path, "it does not say how much of the log is in it")
     index, term, chain, membership = row
-    return Place(Mark(index, term, chain), decode(membership))
+    try:
+        return Place(Mark(index, term, chain), decode(membership))
+    except Corrupt as error:
+        raise damaged_state(path, error) from error
 
 
 def write_place(cursor: sqlite3.Cursor, place: Place) -> None:
@@ -111,6 +114,7 @@ def write_mark(cursor: sqlite3.Cursor, mark: Mark) -> None:
     cursor.execute('UPDATE raft_applied SET "index" = ?, term = ?, chain = ?', mark)
 
 
-def _version(connection: sqlite3.Connection) -> int:
+def version_of(connection: sqlite3.Connection) -> int:
+    """The version of what is in a database; 0 before the transaction that makes a state of it."""
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     return version

@@ -35,17 +35,27 @@ STEP_PAGES = 4_096  # 16 MiB between two moments at which the copying thread can
 class Snapshots:
     """Those that were taken of one state. Blocking; usable from any thread, but one `take` at a time."""
 
-    def __init__(self, layout: Layout, between_applies: Callable[[], AbstractContextManager[bool]]) -> None:
-        """layout: of the store. between_applies: nothing is applied in it; whether all that was is in the file."""
+    def __init__(
+        self,
+        layout: Layout,
+        between_applies: Callable[[], AbstractContextManager[bool]],
+        syncing: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """layout: of the store. between_applies: nothing is applied in it; whether all that was is in the file.
+
+        syncing: an OSError in it is the end of the store.
+        """
         self._layout = layout
         self._between_applies = between_applies
+        self._syncing = syncing
 
     def take(self, *, keep: int = SNAPSHOTS_KEPT) -> SnapshotInfo:
         """Take one of the state as it is, and remove all but the newest `keep`. Durable on return.
 
         The log may be compacted up to its mark then: not only is it on disk, but also the state that it was taken
         from, so that a node whose power fails never comes back with less than its log begins with. Raises StorageFull,
-        with nothing left behind; Refused if no entry was applied yet, or the store has failed or was closed.
+        with nothing left behind; Refused if no entry was applied yet, or the store has failed or was closed. If the
+        state cannot be synced, the store has failed.
         """
         layout = self._layout
         with translated(layout.snapshots):
@@ -56,7 +66,8 @@ class Snapshots:
                 if path.exists():
                     with SnapshotFile(path) as taken:
                         return taken.info
-                _sync(layout, reader.generation)
+                with self._syncing():
+                    _sync(layout, reader.generation)
                 if is_in_file:
                     info = _publish(path, lambda target: pack_open(reader.file.descriptor, target, place))
                 else:

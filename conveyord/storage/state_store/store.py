@@ -32,7 +32,7 @@ from conveyord.core.raft.sessions import SESSIONS_MAX, WINDOW, Sessions
 from conveyord.core.raft.types import BEGINNING, Entry, Kind, Mark, chain_after
 from conveyord.storage.disk import make_durable_directories
 from conveyord.storage.sqlite_errors import transaction
-from conveyord.storage.state_store.connections import connect_to_write
+from conveyord.storage.state_store.connections import checkpoint, connect_to_write
 from conveyord.storage.state_store.content import state_digest
 from conveyord.storage.state_store.faults import damaged_state, translated
 from conveyord.storage.state_store.layout import Layout
@@ -118,7 +118,8 @@ class StateStore:
     @property
     def snapshots(self) -> Snapshots:
         """Those of this state."""
-        return Snapshots(self._layout, self._between_applies)  # kept here, it would keep this store from being let go
+        # Kept here, it would keep this store from being let go.
+        return Snapshots(self._layout, self._between_applies, self._syncing)
 
     def apply(self, entries: Sequence[Entry], execute: Execute) -> list[bytes]:
         """Apply `entries` in one transaction, and return their replies. Not synced; see above.
@@ -188,15 +189,26 @@ class StateStore:
         self.path = self._layout.state(self.generation)
         self._wal = f"{self.path}-wal"
         with translated(self.path):
-            connection = connect_to_write(self.path, self._migrations)
+            self.path.parent.mkdir(exist_ok=True)
+            if not self.path.exists():
+                self.path.touch()
+            self._file = StateFile(self.path)  # before there are locks that a reader's end could take
             try:
-                self._place = read_place(connection, self.path)
-                load_sessions(connection, self._sessions)
-                self._file = StateFile(self.path)
+                connection = self._connect_to(self.path)
             except BaseException:
-                connection.close()
+                self._file.close()
                 raise
         self._checkpoint_at_bytes = WAL_BYTES
+        return connection
+
+    def _connect_to(self, path: Path) -> sqlite3.Connection:
+        connection = connect_to_write(path, self._migrations)
+        try:
+            self._place = read_place(connection, path)
+            load_sessions(connection, self._sessions)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _close(self) -> None:
@@ -286,7 +298,7 @@ class StateStore:
         """
         busy, frames, moved = True, -1, -1
         try:
-            busy, frames, moved = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            busy, frames, moved = checkpoint(self._connection)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
                 raise  # nothing was lost by a full disk: the WAL has it all
@@ -304,3 +316,12 @@ class StateStore:
             with self._failing():
                 is_in_file = self._move_wal(os.stat(self._wal).st_size)  # noqa: PTH116
             yield is_in_file
+
+    @contextmanager
+    def _syncing(self) -> Iterator[None]:
+        """Refuse everything after any error: a second sync could report success for what the first has lost."""
+        try:
+            yield
+        except OSError as error:
+            self._failed = f"it could not be synced: {error}"
+            raise

@@ -16,6 +16,7 @@ from conveyord.core.raft.messages import (
     Heartbeat,
     HeartbeatReply,
     Message,
+    Persisted,
     Read,
     ReadRequest,
     Receive,
@@ -201,6 +202,21 @@ def test_what_is_acknowledged_in_a_past_term_is_not_counted(of: str) -> None:
     cluster.step("a", Receive(late))
     assert (peer.match, peer.round, peer.acked_at, state.commit) == before
     assert cluster["a"].reads == []
+
+
+def test_an_own_vote_of_a_past_term_that_is_on_disk_only_now_is_not_counted() -> None:
+    cluster = Cluster("ab")
+    a, tokens = cluster["a"], list[int]()
+    for term in (1, 2):
+        cluster.now += 2 * T
+        cluster.step("a", Tick())
+        cluster.step("a", Receive(VoteReply("b", "a", term, granted=True, pre=True)))
+        assert (a.node.state.role, a.node.state.term) == (Role.CANDIDATE, term)
+        tokens.append(a.writes[-1].token)
+    cluster.step("a", Persisted(tokens[0]))
+    assert a.node.state.votes == {}
+    cluster.step("a", Persisted(tokens[1]))
+    assert a.node.state.votes == {"a": True}
 
 
 def test_a_node_with_a_higher_term_gets_back_into_the_cluster() -> None:

@@ -50,8 +50,8 @@ def test_who_left_does_not_campaign_any_more_when_that_is_committed() -> None:
 
 
 def test_a_learner_whose_vote_is_needed_and_who_knows_more_campaigns() -> None:
-    """a has an uncommitted entry that makes the learner c a voter, and so needs the vote of c. c does not give it, as it
-    has an entry of d in a later term instead, in which it is a learner still; d is gone for good. b has neither.
+    """a has an uncommitted entry that makes the learner c a voter, and so needs the vote of c. c does not give it: it
+    has an entry of d in a later term instead, and is a learner still by its log; d is gone for good. b has neither.
     """
     with_learner = Membership(frozenset("abd"), frozenset("c"))
     joint = Membership(frozenset("abcd"), outgoing=frozenset("abd"))

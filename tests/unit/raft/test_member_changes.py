@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import itertools
 
+import msgpack
 import pytest
 
+from conveyord.core.errors import Refused
 from conveyord.core.raft.membership import Change, Membership, Standing
-from conveyord.core.raft.messages import Accepted, Append, AppendReply, ChangeMembers, Dropped, NotLeader, Transfer
+from conveyord.core.raft.messages import (
+    Accepted,
+    Append,
+    AppendReply,
+    ChangeMembers,
+    Dropped,
+    NotLeader,
+    Receive,
+    Transfer,
+)
 from conveyord.core.raft.node import Loaded
 from conveyord.core.raft.state import Role
-from conveyord.core.raft.types import HardState, Kind, Options
+from conveyord.core.raft.types import ROOT_CHAIN, HardState, Kind, Options, make_entry
 from tests.unit.raft.rig import Cluster, T, entries_of
 
 
@@ -88,6 +99,23 @@ def test_one_change_at_a_time() -> None:
     change(cluster, "a", d=Standing.VOTER)
     second = change(cluster, "a", c=Standing.GONE)
     assert isinstance(second, Dropped) and "being changed already" in second.reason
+
+
+def test_a_change_of_learners_waits_for_the_one_before_as_well() -> None:
+    cluster = grown()
+    cluster.cut = lambda message: True
+    assert isinstance(change(cluster, "a", e=Standing.LEARNER), Accepted)
+    second = change(cluster, "a", f=Standing.LEARNER)
+    assert isinstance(second, Dropped)
+    assert cluster["a"].node.state.membership == Membership(frozenset("abc"), frozenset("de"))
+
+
+def test_members_in_a_form_of_a_newer_conveyord_are_refused() -> None:
+    """A node that guessed who they are would count the wrong majority."""
+    cluster = Cluster("ab")
+    newer = make_entry(ROOT_CHAIN, 1, 1, Kind.MEMBERSHIP, msgpack.packb([["a"], [], [], [], ["witness"]]))
+    with pytest.raises(Refused, match="upgrade this node"):
+        cluster["b"].node.step(Receive(Append("a", "b", 1, 0, 0, (newer,), 0)), cluster.now)
 
 
 def test_members_are_changed_by_who_leads_and_goes_on_leading() -> None:

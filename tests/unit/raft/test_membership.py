@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conveyord.core.errors import Refused
+from conveyord.core.errors import Corrupt, Refused
 from conveyord.core.raft.membership import MEMBERS_MAX, Change, Membership, Memberships, Standing, decode, encode
 
 ABC = Membership(frozenset("abc"), frozenset("d"))
@@ -56,6 +57,30 @@ def test_a_membership_survives_its_encoding_which_does_not_depend_on_order(sets:
     membership = Membership(*sets)
     assert decode(encode(membership)) == membership
     assert encode(membership) == encode(Membership(*(frozenset(sorted(one, reverse=True)) for one in sets)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [["a"], [], []],
+        [["a"], [], [], [], ["witness"]],
+        {"voters": ["a"]},
+        [["a"], [], [], [7]],
+        [["a"], [], [], None],
+        5,
+    ],
+)
+def test_what_a_newer_conveyord_may_have_written_is_refused(content: object) -> None:
+    with pytest.raises(Refused, match="a newer conveyord wrote it; upgrade this node"):
+        decode(msgpack.packb(content))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xc1", encode(ABC)[:-1], encode(ABC) + b"\x90", b"\x94\x91\xa1\xff\x90\x90\x90", b"\xdd\xff"]
+)
+def test_what_nobody_ever_wrote_is_damage(data: bytes) -> None:
+    with pytest.raises(Corrupt, match="is not what was written"):
+        decode(data)
 
 
 def test_the_last_one_in_the_log_is_in_force_and_a_truncation_undoes_it() -> None:

@@ -110,6 +110,17 @@ def test_a_loaded_log_knows_every_term_and_has_the_newest_entries() -> None:
     assert log.conflict(everything[2:4]) is None
 
 
+def test_a_compaction_below_the_window_leaves_what_is_in_it() -> None:
+    everything = entries_of(*[1] * 20)
+    log = Log(Mark(), entries=everything)
+    log.shrink(15, 100)
+    assert log.window == 15
+    size = log.window_bytes
+    log.compact(Mark(10, 1, everything[9].chain))
+    assert (log.base.index, log.window, log.last, log.window_bytes) == (10, 15, 20, size)
+    assert log.slice(15, 21, 10_000) == tuple(everything[14:])
+
+
 def test_a_conflict_is_the_first_entry_with_another_term_or_none_at_all() -> None:
     log = Log(Mark(), entries=entries_of(1, 1, 2))
     assert log.conflict(entries_of(1, 1, 2)) is None
