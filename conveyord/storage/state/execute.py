@@ -1,0 +1,143 @@
+"""What every entry does to the tables: what `StateStore.apply` is given."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from conveyord.core.errors import Refused
+from conveyord.core.raft.membership import decode as decode_membership
+from conveyord.core.raft.sessions import SessionExpired, Sessions, WindowExceeded
+from conveyord.core.raft.types import Entry, Kind
+from conveyord.core.state.codec import Codec, encode_reply
+from conveyord.core.state.commands import Envelope, SessionOpen
+from conveyord.core.state.machine import MACHINE, Machine
+from conveyord.core.state.replies import No, Ok
+from conveyord.core.state.rows import ClusterRow, Decision, Gone, Moment, SettingRow
+from conveyord.core.state.standings import decide_membership
+from conveyord.storage.state.schema import EVENT_BYTES, first_event_id
+from conveyord.storage.state.tables import AUDIT, DELETE, EVENT, PUT, TOPIC, Tables
+from conveyord.storage.state.totals import Totals
+
+DONE = "OK"
+"""The code that the audit has for what was not refused."""
+
+
+class Executor:
+    """Carries entries out, for one store and thread: `store.apply(entries, Executor().execute)`.
+
+    What it remembers between entries only spares counting rows, and is counted anew when the entries do not follow one
+    another, as after an apply that was taken back.
+    """
+
+    _cursor: sqlite3.Cursor
+    _tables: _Applying
+    _totals: Totals
+
+    def __init__(self, machine: Machine = MACHINE) -> None:
+        """machine: what this program knows, the same at every replica of its version."""
+        self._machine = machine
+        self._codec = Codec(machine.commands)
+        self._applied: tuple[sqlite3.Connection | None, int] = (None, 0)  # where, and the entry that was the last
+        self._touched = dict[str, int]()
+
+    def take_touched(self) -> dict[str, int]:
+        """The topics that entries have changed since the last call, with the index of the last change.
+
+        To wake who waits for them, once `apply` has returned. A topic too many is no harm: of an apply that was taken
+        back, it is told as well.
+        """
+        touched, self._touched = self._touched, {}
+        return touched
+
+    def execute(self, cursor: sqlite3.Cursor, sessions: Sessions, entry: Entry) -> bytes:
+        """Do what an entry asks for, and return the reply; b"" for an entry that is no command.
+
+        Raises Refused for a command that this program does not know: nothing of the batch is applied, and the node has
+        to stop, as it would differ from the others if it went on.
+        """
+        index = entry.index
+        self._begin(cursor, index)
+        reply = b""
+        if entry.kind is Kind.COMMAND:
+            reply = self._command(sessions, index, self._codec.decode(entry.data))
+        elif entry.kind is Kind.MEMBERSHIP:
+            self._carry_out(decide_membership(self._tables, index, decode_membership(entry.data)), index)
+            self._totals.evict(cursor)
+        self._applied = (cursor.connection, index)
+        return reply
+
+    def _begin(self, cursor: sqlite3.Cursor, index: int) -> None:
+        """Be ready for an entry. Until it is carried out as a whole, nothing that was counted holds."""
+        applied, self._applied = self._applied, (None, 0)
+        if applied != (cursor.connection, index - 1):
+            self._totals = Totals(cursor)
+            self._tables = _Applying(cursor, self._totals)
+            self._check_protocol(self._tables.cluster().protocol, index)
+        elif cursor is not self._cursor:
+            self._tables = _Applying(cursor, self._totals)
+        self._cursor = cursor
+
+    def _command(self, sessions: Sessions, index: int, envelope: Envelope) -> bytes:
+        session = envelope.session
+        try:
+            if session:
+                return sessions.apply(session, envelope.number, envelope.ack_below, lambda: self._run(index, envelope))
+            if type(envelope.command) is SessionOpen:
+                return encode_reply(Ok(sessions.register(index)))
+            return self._run(index, envelope)
+        except (SessionExpired, WindowExceeded) as error:
+            return encode_reply(No(error.code, str(error)))
+
+    def _run(self, index: int, envelope: Envelope) -> bytes:
+        command, at_ms = envelope.command, envelope.at_ms
+        decision = self._machine.decide(self._tables, Moment(index, at_ms), envelope.session, command)
+        reply = decision.reply
+        self._carry_out(decision, index)
+        code = reply.code if isinstance(reply, No) else DONE
+        self._cursor.execute(AUDIT, (index, at_ms, envelope.actor, command.operation(), command.target, code))
+        self._totals.audit += 1
+        self._totals.evict(self._cursor)
+        return encode_reply(reply)
+
+    def _carry_out(self, decision: Decision, index: int) -> None:
+        cursor, totals = self._cursor, self._totals
+        for row in decision.rows:
+            if type(row) is Gone:
+                cursor.execute(DELETE[row.topic], (row.key,))
+                continue
+            cursor.execute(PUT[type(row)], row)
+            if type(row) is SettingRow:
+                totals.changed(row)
+            elif type(row) is ClusterRow:
+                self._check_protocol(row.protocol, index)
+        told = None
+        for id_, (topic, key, kind, value) in enumerate(decision.events, first_event_id(index)):
+            size = EVENT_BYTES + len(key) + (len(value) if value is not None else 0)
+            cursor.execute(EVENT, (id_, topic, key, kind, size, value))
+            totals.events += 1
+            totals.event_bytes += size
+            if topic != told:
+                cursor.execute(TOPIC, (topic, index))
+                told = topic
+                self._touched[topic] = index
+        entries, size = decision.grown
+        totals.config_entries += entries
+        totals.config_bytes += size
+
+    def _check_protocol(self, protocol: int, index: int) -> None:
+        if protocol > self._machine.protocol_max:
+            raise Refused(
+                f"the cluster speaks protocol {protocol} at entry {index}, this conveyord up to "
+                f"{self._machine.protocol_max}; upgrade this node to the version of the others"
+            )
+
+
+class _Applying(Tables):
+    """The tables, without counting what has been counted."""
+
+    def __init__(self, cursor: sqlite3.Cursor, totals: Totals) -> None:
+        super().__init__(cursor)
+        self._totals = totals
+
+    def config_size(self) -> tuple[int, int]:
+        return self._totals.config_entries, self._totals.config_bytes

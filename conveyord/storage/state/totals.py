@@ -1,0 +1,85 @@
+"""How much is kept, and what must go: events and the audit are bounded by the settings of the cluster.
+
+What goes depends on the rows alone, so it is the same at every replica, whatever entries were applied together. When a
+limit is passed, the oldest go until there is a part of `SLACK` of it free: rows that go in company cost less.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from conveyord.core.state.rows import SettingRow
+from conveyord.core.state.settings import AUDIT_MAX, EVENT_BYTES_MAX, EVENTS_MAX, SETTINGS
+from conveyord.storage.state.schema import EVENTS_PER_INDEX
+
+SLACK = 64
+ROWS_MAX = 4_096
+"""That go at once: after a limit was lowered by much, the next entries go on with it."""
+
+
+class Totals:
+    """Counts of rows, so that they need not be counted at every entry. They are no part of the state."""
+
+    def __init__(self, cursor: sqlite3.Cursor) -> None:
+        """Count them. cursor: in the transaction that changes them."""
+        self.config_entries, self.config_bytes = _one(cursor, "SELECT count(*), coalesce(sum(size), 0) FROM config")
+        self.events, self.event_bytes = _one(cursor, "SELECT count(*), coalesce(sum(size), 0) FROM events")
+        (self.audit,) = _one(cursor, "SELECT count(*) FROM audit")
+        self.limits = {name: SETTINGS[name].default for name in (EVENTS_MAX, EVENT_BYTES_MAX, AUDIT_MAX)}
+        for name, value in cursor.execute("SELECT name, value FROM settings").fetchall():
+            self._set(name, value)
+        self._note_limits()
+
+    def changed(self, row: SettingRow) -> None:
+        """A setting is another."""
+        self._set(row.name, row.value)
+        self._note_limits()
+
+    def evict(self, cursor: sqlite3.Cursor) -> None:
+        """Remove what is too much. To be called after every entry."""
+        if self.events > self._events_max or self.event_bytes > self._event_bytes_max:
+            self._evict_events(cursor)
+        if self.audit > self._audit_max:
+            self._evict_audit(cursor)
+
+    def _evict_events(self, cursor: sqlite3.Cursor) -> None:
+        """The oldest, entry by entry: of one entry all are there or none. Those of the newest stay."""
+        kept, kept_bytes = _without_slack(self._events_max), _without_slack(self._event_bytes_max)
+        newest = _one(cursor, "SELECT max(id) FROM events")[0] // EVENTS_PER_INDEX
+        events, size, end, gone = self.events, self.event_bytes, 0, 0
+        for id_, bytes_ in cursor.execute("SELECT id, size FROM events ORDER BY id"):
+            index = id_ // EVENTS_PER_INDEX
+            if index >= end:
+                if index == newest or gone >= ROWS_MAX or (events <= kept and size <= kept_bytes):
+                    break
+                end = index + 1
+            events, size, gone = events - 1, size - bytes_, gone + 1
+        self.events, self.event_bytes = events, size
+        below = (end * EVENTS_PER_INDEX,)
+        cursor.execute("SELECT topic, max(id) FROM events WHERE id < ? GROUP BY topic", below)
+        compacted = [(id_ // EVENTS_PER_INDEX, topic) for topic, id_ in cursor.fetchall()]
+        cursor.executemany("UPDATE topics SET compacted_to = ? WHERE topic = ?", compacted)
+        cursor.execute("DELETE FROM events WHERE id < ?", below)
+
+    def _evict_audit(self, cursor: sqlite3.Cursor) -> None:
+        surplus = min(self.audit - _without_slack(self._audit_max), ROWS_MAX)
+        (last,) = _one(cursor, 'SELECT "index" FROM audit ORDER BY "index" LIMIT 1 OFFSET ?', surplus - 1)
+        cursor.execute('DELETE FROM audit WHERE "index" <= ?', (last,))
+        self.audit -= surplus
+
+    def _set(self, name: str, value: int) -> None:
+        if name in self.limits:
+            self.limits[name] = value
+
+    def _note_limits(self) -> None:
+        self._events_max, self._event_bytes_max = self.limits[EVENTS_MAX], self.limits[EVENT_BYTES_MAX]
+        self._audit_max = self.limits[AUDIT_MAX]
+
+
+def _one(cursor: sqlite3.Cursor, statement: str, *values: int) -> tuple[int, ...]:
+    row: tuple[int, ...] = cursor.execute(statement, values).fetchone()
+    return row
+
+
+def _without_slack(limit: int) -> int:
+    return limit - limit // SLACK

@@ -1,0 +1,92 @@
+"""What happened after an index: events in the order of the log, those of an entry together or not at all."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection
+from typing import Literal, NamedTuple
+
+from conveyord.storage.state.schema import EVENTS_PER_INDEX, first_event_id
+
+
+class Event(NamedTuple):
+    """What became of `key`. number: within the entry. value: None if it is gone, else as docs/state.md says."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants of an event
+    number: int
+    topic: str
+    key: str
+    kind: Literal["put", "delete"]
+    value: bytes | None
+
+
+class Events(NamedTuple):
+    """through: the cursor to go on from: everything up to it has been told. index: of the state that was read.
+
+    If `through` is less than `index`, there may be more already. history: to be handed back with the cursor.
+    """
+
+    index: int  # type: ignore[assignment]  # as in `Event`
+    through: int
+    history: str
+    events: tuple[Event, ...]
+
+
+class Compacted(NamedTuple):
+    """Events after the cursor are not kept any more: read what is there now, and go on from the index of that.
+
+    oldest: the lowest cursor for these topics from which nothing is missing.
+    """
+
+    index: int  # type: ignore[assignment]  # as in `Event`
+    oldest: int
+    history: str
+
+
+class Behind(NamedTuple):
+    """The cursor is of another history than the state, or of a later place: a backup was restored, or it is no cursor
+    of this cluster. Read what is there now, and go on from the index of that, with this history.
+
+    A node that lags behind the one that was asked before says so too, so ask it again once it has applied the cursor.
+    """
+
+    index: int  # type: ignore[assignment]  # as in `Event`
+    history: str
+
+
+Watched = Events | Compacted | Behind
+
+
+class Topic(NamedTuple):
+    """newest: index of its last event. compacted_to: of the last that is not kept."""
+
+    newest: int = 0
+    compacted_to: int = 0
+
+
+def read_topics(cursor: sqlite3.Cursor) -> dict[str, Topic]:
+    """Those that ever had an event."""
+    cursor.execute("SELECT topic, newest, compacted_to FROM topics")
+    return {topic: Topic(newest, compacted_to) for topic, newest, compacted_to in cursor.fetchall()}
+
+
+def read_events(
+    cursor: sqlite3.Cursor, after: int, topics: Collection[str], *, limit: int, bytes_max: int
+) -> tuple[int, list[Event]]:
+    """Events after the index `after`, and the index up to which they are all there; 0 if to the end.
+
+    limit, bytes_max: reading ends with the entry in which one of them is reached. So there is at least one entry.
+    """
+    marks = ", ".join("?" * len(topics))
+    cursor.execute(
+        f"SELECT id, topic, key, kind, size, value FROM events WHERE id >= ? AND topic IN ({marks}) ORDER BY id",  # noqa: S608 - question marks only
+        (first_event_id(after + 1), *topics),
+    )
+    events, size = list[Event](), 0
+    for id_, topic, key, kind, event_bytes, value in cursor:
+        index, number = divmod(id_, EVENTS_PER_INDEX)
+        if (len(events) >= limit or size >= bytes_max) and index != events[-1].index:
+            return events[-1].index, events
+        size += event_bytes
+        events.append(Event(index, number, topic, key, kind, value))
+    return 0, events
