@@ -63,13 +63,19 @@ class Network:
         *,
         tls: TlsContexts | None = None,
         may_speak: Callable[[Incoming], bool] = lambda incoming: bool(incoming.caller.node),
+        vet: Callable[[bytes], object] = bytes,
     ) -> None:
-        """side: whose handlers get those of Raft. may_speak: whether a caller may use them: a member, not a client."""
+        """side: whose handlers get those of Raft. may_speak: whether a caller may use them: a member, not a client.
+
+        vet: raises Refused for a command of another node that must not get into the log: one that this version, or
+        another member's, could not apply would stop every node.
+        """
         self._node = node
         self._side = side
         self._random = random
         self._tls = tls
         self._may_speak = may_speak
+        self._vet = vet
         self._driver: Driver | None = None
         self._receiving = Receiving(open_receiver, self._on_snapshot)
         self._peers: dict[NodeId, tuple[Peer, trio.CancelScope]] = {}
@@ -131,6 +137,8 @@ class Network:
         except RemoteError as error:
             if error.code == NO_SUCH_METHOD:
                 raise Retryable(f"node {leader} takes no proposals yet; try again") from error
+            if isinstance(error, Refused):
+                raise Refused(f"node {leader}: {error}") from error
             raise OutcomeUnknown(f"node {leader}: {error}") from error
         kind, index, reply, reason, hint = _decode_outcome(answer.payload)
         if kind == DONE:
@@ -171,10 +179,12 @@ class Network:
         driver.receive(message)
 
     async def _on_propose(self, incoming: Incoming) -> bytes:
-        driver, send_receive = self._driven(incoming), trio.open_memory_channel[Outcome](1)
-        number = driver.propose(incoming.payload, send_receive[0].send_nowait)
+        driver = self._driven(incoming)
+        self._vet(incoming.payload)
+        send, receive = trio.open_memory_channel[Outcome](1)
+        number = driver.propose(incoming.payload, send.send_nowait)
         try:
-            outcome = await send_receive[1].receive()
+            outcome = await receive.receive()
         finally:
             driver.forget(number)
         if isinstance(outcome, Done):

@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 import trio
 
-from conveyord.core.errors import OutcomeUnknown, Retryable
+from conveyord.core.errors import OutcomeUnknown, Refused, Retryable
 from conveyord.core.raft.messages import NotLeader
 from conveyord.core.raft.sessions import WINDOW
 from conveyord.core.raft.types import NodeId
@@ -28,7 +28,9 @@ class Forward(Protocol):
     """Proposes at another node."""
 
     async def __call__(self, leader: NodeId, data: bytes) -> Outcome:
-        """What becomes of a command there. Raises Retryable if it never left, OutcomeUnknown if no answer came."""
+        """What becomes of a command there. Raises Retryable if it never left, OutcomeUnknown if no answer came, Refused
+        if it is not taken there, and was not.
+        """
 
 
 class Session(Protocol[OfSessionT_contra]):
@@ -60,8 +62,8 @@ class Proposer(Generic[CommandT]):
     async def propose(self, command: CommandT, *, seconds: float) -> Done:
         """Have a command applied, and return where and with what reply; in so many seconds at most.
 
-        Raises Retryable if that was too short and the command is in no log; OutcomeUnknown if it may be, or if the
-        session expired in between.
+        Raises Retryable if that was too short and the command is in no log, Refused if the leader does not take it;
+        OutcomeUnknown if it may be there, or if the session expired in between.
         """
         attempt = _Attempt()
         with trio.move_on_after(seconds):
@@ -120,6 +122,10 @@ class Proposer(Generic[CommandT]):
             return Unknown(str(error))
         except Retryable as error:
             outcome = NotLeader(0, str(error), None)
+        except Refused as error:
+            if before:
+                raise OutcomeUnknown(f"{error}; an earlier attempt may be applied: look, then repeat") from error
+            raise
         attempt.may_be_there = before
         return outcome
 

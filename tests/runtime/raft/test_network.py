@@ -36,6 +36,12 @@ from tests.sim.machine import register
 from tests.storage.kv_state import MIGRATIONS
 
 NAMES = ("a", "b", "c")
+FORBIDDEN = b"\xc1"
+
+
+def vetted(data: bytes) -> None:
+    if data == FORBIDDEN:
+        raise Refused("nobody could apply this")
 
 
 def side_of(node: str) -> Side:
@@ -56,7 +62,7 @@ class Remote(Member):
 
     async def drive(self, node: RaftNode, log: LogPort, state: StatePort, task_status: trio.TaskStatus[None]) -> None:
         self.side = side_of(self.name)
-        self.network = Network(self.name, self.side, Random(self.name), self._receiver)
+        self.network = Network(self.name, self.side, Random(self.name), self._receiver, vet=vetted)
         self.driver = driver = Driver(node, log, state, self.network, self.policy)
         listeners = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
         self.port = listeners[0].socket.getsockname()[1]
@@ -133,6 +139,18 @@ async def test_who_is_no_member_may_not_speak_raft_and_nobody_for_another(tmp_pa
                     await trio.sleep(0.01)
         assert member.up.standing.role is Role.LEADER
         assert member.up.standing.term < 99
+
+
+async def test_what_nobody_could_apply_does_not_get_into_the_log(tmp_path: Path) -> None:
+    async with cluster(tmp_path, *NAMES, kind=Remote) as rig:
+        members = introduce(rig)
+        leader = await rig.leader()
+        other = next(member for member in members if member.up is not leader)
+        assert other.network is not None
+        last = leader._node.state.log.last
+        with pytest.raises(Refused, match="nobody could apply this"):
+            await other.network(leader.node_id, FORBIDDEN)
+        assert leader._node.state.log.last == last
 
 
 async def test_a_node_whose_address_is_not_known_is_not_proposed_to(tmp_path: Path) -> None:
