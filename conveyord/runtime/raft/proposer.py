@@ -90,6 +90,8 @@ class Proposer(Generic[CommandT]):
         return done
 
     async def _opened(self) -> int:
+        if self._id:
+            return self._id  # a lock that is passed on takes a round of the event loop
         async with self._opening:
             if not self._id:
                 self._id = (await self._until_done(self._session.register(), _Attempt())).index
