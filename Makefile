@@ -23,7 +23,7 @@ demo: setup  ## run the main job: earthquakes into an Iceberg table, no server n
 # What is skipped is told by its reason (without `make kafka` that is what needs a real broker), what failed by its name,
 # last. Tests are dealt out a few at a time, or one worker would be left with the slow ones at the end.
 test: setup  ## the tests, under ten minutes on two cores
-	$(PYTEST) -q -n 2 --maxschedchunk 8 -rsEf
+	$(PYTEST) -q -n 2 --maxschedchunk 8 -rEf
 
 lint: setup  ## ruff, mypy --strict, import contracts, flake8-async, sizes and habits
 	$(BIN)/ruff check .
@@ -35,7 +35,7 @@ lint: setup  ## ruff, mypy --strict, import contracts, flake8-async, sizes and h
 
 check: setup kafka  ## longer proofs, and all that needs a real broker: kill loops, faults; under 30 minutes
 	-@.ci/object_stores
-	$(PYTEST) -q -n 2 --maxschedchunk 1 -rsEf -m "check or (kafka and not soak)"
+	$(PYTEST) -q -n 2 --maxschedchunk 1 -rEf -m "check or (kafka and not soak)"
 
 soak: setup kafka  ## hours of the same, before an issue is resolved
 	HYPOTHESIS_PROFILE=soak $(PYTEST) -q -m "check or soak or kafka" -o faulthandler_timeout=7200

@@ -28,6 +28,18 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name what was not run, by reason: pytest folds it to places in files, which do not tell parameters apart."""
+    names: dict[str, list[str]] = {}
+    for report in terminalreporter.stats.get("skipped", ()):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        names.setdefault(reason, []).append(report.nodeid)
+    for reason, skipped in sorted(names.items()):
+        terminalreporter.section(f"not run: {reason.removeprefix('Skipped: ')}")
+        for name in sorted(skipped):
+            terminalreporter.line(name)
+
+
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     """An empty data directory of its own, as `--data-dir` takes it."""
