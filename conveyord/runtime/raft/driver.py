@@ -63,6 +63,7 @@ log = structlog.get_logger(__name__)
 PROPOSALS_MAX = 65_536  # that wait for their outcome
 MESSAGES_MAX = 10_000  # of others that wait for a turn; Raft tolerates that more are lost
 TICK = Tick()
+ENDED = "this node has ended"
 TAKEN = "an entry of another leader took its place; propose it anew"
 
 Answer = Callable[[Outcome], None]
@@ -112,6 +113,7 @@ class Driver:
         self._applying = Applying(state, self._on_applied, self._on_switched)
         self._health = Health(log, self._disk, self._applying, node.state.options.election_timeout_seconds, self.tell)
         self._snapshots = Snapshots(node, self._disk, state, transport, policy or Policy(), self.tell)
+        self._has_ended = False
         self.dropped_messages = 0
 
     @property
@@ -135,9 +137,16 @@ class Driver:
                     task_status.started()
                     await self._own()
         finally:
-            answers, self._answers = self._answers, {}
-            for answer in answers.values():
-                answer(Unknown("this node has ended"))
+            self._end()
+
+    def _end(self) -> None:
+        """Nobody waits any more for what will never come."""
+        self._has_ended = True
+        answers, self._answers = self._answers, {}
+        for answer in answers.values():
+            answer(Unknown(ENDED))
+        for readers in (self._readers, *self._reading.values()):
+            readers.is_ready.set()
 
     # -------------------------------------------------------------------------- what others ask for
 
@@ -147,7 +156,9 @@ class Driver:
         Returns the number by which `forget` knows it. The answer may never come while there is no majority.
         """
         number = self._await_answer(answer)
-        if len(self._answers) > PROPOSALS_MAX:
+        if self._has_ended:
+            self._answer(number, Dropped(number, ENDED, None))
+        elif len(self._answers) > PROPOSALS_MAX:
             self._answer(number, Dropped(number, f"{PROPOSALS_MAX} proposals wait here; try again later", None))
         else:
             self._asked.append((number, command))
@@ -157,6 +168,8 @@ class Driver:
     def change_members(self, changes: Sequence[Change], answer: Answer) -> int:
         """Ask for other members, likewise."""
         number = self._await_answer(answer)
+        if self._has_ended:
+            self._answer(number, Dropped(number, ENDED, None))
         self.tell(ChangeMembers(number, tuple(changes)))
         return number
 
@@ -167,8 +180,10 @@ class Driver:
     async def read_index(self) -> int:
         """Wait until the state may answer a read that is linearizable from now on; returns the index that it has.
 
-        Raises Retryable if no leader confirms it; ask again.
+        Raises Retryable if no leader confirms it, or this node has ended; ask again.
         """
+        if self._has_ended:
+            raise Retryable(ENDED)
         readers, self._has_readers = self._readers, True
         self._woken.set()
         await readers.is_ready.wait()

@@ -165,8 +165,21 @@ async def test_who_waits_is_told_when_a_node_ends(tmp_path: Path) -> None:
         answers = list[object]()
         leader.propose(register(), answers.append)
         await trio.sleep(0.05)
-        await rig.wires.members[leader.node_id].stop()
+        told = list[str]()
+
+        async def read() -> None:
+            with pytest.raises(Retryable) as found:
+                await leader.read_index()
+            told.append(str(found.value))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            nursery.start_soon(rig.wires.members[leader.node_id].stop)
+        assert len(told) == 1, "who waits for a read is not left to wait for ever"
         assert answers == [Unknown("this node has ended")]
+        assert await proposed(leader, register()) == Dropped(leader._number, "this node has ended", None)
+        with pytest.raises(Retryable, match="this node has ended"):
+            await leader.read_index()
 
 
 async def test_a_message_for_another_node_is_refused(tmp_path: Path) -> None:
