@@ -37,6 +37,7 @@ BENCHMARKS = (
     "raft_core",
     "raft_log",
     "raft_snapshots",
+    "rpc",
 )
 
 

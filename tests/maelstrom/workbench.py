@@ -74,9 +74,8 @@ class Workbench:
         process = self.nodes.pop(name)
         assert process.stdin is not None
         process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-            await process.stdin.aclose()
+        await process.wait()
+        await process.stdin.aclose()
 
     async def _route(self, name: str, process: trio.Process) -> None:
         buffer = b""
@@ -182,6 +181,7 @@ async def workbench(home: Path, names: list[str], seed: int) -> AsyncIterator[Wo
                 await bench.start(name)
             yield bench
         finally:
-            for name in list(bench.nodes):
-                await bench.kill(name)
+            with trio.move_on_after(INIT_SECONDS, shield=True):
+                for name in list(bench.nodes):
+                    await bench.kill(name)
         nursery.cancel_scope.cancel()

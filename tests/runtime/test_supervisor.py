@@ -56,9 +56,10 @@ async def supervised(*services: Serving, stop_after: float = 5.0) -> bool:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stopping)
         try:
-            return await supervise(services, stop=stop, drain_seconds=DRAIN_SECONDS)
+            has_drained = await supervise(services, stop=stop, drain_seconds=DRAIN_SECONDS)
         finally:
             nursery.cancel_scope.cancel()
+    return has_drained
 
 
 async def test_services_start_in_order_and_drain_one_after_the_other_in_reverse(autojump_clock: MockClock) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -262,3 +264,25 @@ def test_every_kind_has_its_number() -> None:
     kinds = AnyHead.__args__
     assert [kind.__struct_config__.tag for kind in kinds] == list(heads.KINDS)
     assert decoded(FrameDecoder(LIMIT), opening(HELLO), []) == [(HELLO, b"")]
+
+
+def test_the_examples_of_the_specification() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
+    lines = text.partition("```hex\n")[2].partition("```")[0].splitlines()
+    examples = [
+        (Hello(1, 1, "c-1", "n1", 3, "rpc", None, "conveyord 0.7", 16 * 1024 * 1024, 1024), b""),
+        (Request(7, "echo", 1500, b"\x93\x01\x02\x03"), b"ARROW1"),
+        (Reply(7, b"\xc3"), b""),
+        (Credit(9, 128, 4 * 1024 * 1024), b""),
+    ]
+    assert [bytes.fromhex(line) for line in lines] == [encoded([example]) for example in examples]
+    assert decoded(FrameDecoder(LIMIT), b"".join(map(bytes.fromhex, lines)), []) == examples
+
+
+def test_the_specification_has_every_kind_with_its_fields() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
+    for number, kind in zip(heads.KINDS, AnyHead.__args__, strict=True):
+        row = re.search(rf"^\| {number} {kind.__name__.lower()} \| `\[{number}, (.*)\]`", text, re.MULTILINE)
+        assert row is not None
+        named = [field.removesuffix(" or nil").replace("sentence", "message") for field in row[1].split(", ")]
+        assert named == list(kind.__struct_fields__)

@@ -37,6 +37,7 @@ class FrameDecoder:
 
     Bytes are put where `room` says, and then told by `filled`; large frames are thus received into memory that is
     handed on as it is. `frame_bytes_max` limits head and body together, and may be raised between two frames.
+    `allocate` gives memory of at least a size.
     After a refusal nothing more comes: `room` raises it again each time.
     """
 
@@ -140,7 +141,8 @@ class FrameDecoder:
         _, head_bytes, body_bytes = _unpack(self._buffer, self._begin)
         here = self._buffer[self._begin + PREFIX_BYTES : self._end]
         padding = -head_bytes % BODY_ALIGNMENT
-        large = memoryview(self._allocate(padding + head_bytes + body_bytes))[padding:]
+        size = padding + head_bytes + body_bytes
+        large = memoryview(self._allocate(size))[padding:size]
         large[: len(here)] = here
         self._large, self._large_filled, self._large_body_at = large, len(here), head_bytes
         self._begin = self._end = 0

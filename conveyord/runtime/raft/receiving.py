@@ -65,10 +65,8 @@ class Receiving:
     async def _progressed(self, found: _Open) -> int:
         if not found.receiver.is_complete:
             return found.receiver.offset
-        try:
-            await trio.to_thread.run_sync(found.receiver.stage)
-        finally:
-            await self._close()
+        self._open = None
+        await trio.to_thread.run_sync(_staged, found.receiver)
         self._tell(found.sender, found.term, found.info)
         return found.info.file_bytes
 
@@ -76,3 +74,11 @@ class Receiving:
         if self._open is not None:
             found, self._open = self._open, None
             await trio.to_thread.run_sync(found.receiver.close)
+
+
+def _staged(receiver: Receiver) -> None:
+    """Blocking."""
+    try:
+        receiver.stage()
+    finally:
+        receiver.close()

@@ -36,7 +36,7 @@ class _Call(Ticket):
 
     def settle(self, result: outcome.Maybe[Answer]) -> None:
         """Wake up who waits."""
-        self.is_open = False
+        self._close()
         trio.lowlevel.reschedule(self.task, result)
 
     def expire(self) -> None:
@@ -46,9 +46,13 @@ class _Call(Ticket):
 
     def abort(self, _: object) -> trio.lowlevel.Abort:
         """Who waits was cancelled."""
-        self.is_open = False
         self.calls.give_up(self)
+        self._close()
         return trio.lowlevel.Abort.SUCCEEDED
+
+    def _close(self) -> None:
+        self.is_open = False
+        self.data = self.body = b""  # the deadlines may know this for a while still, but not what was asked
 
 
 class Calls:
@@ -141,13 +145,19 @@ class Calls:
 
     def on_reply(self, head: Reply, body: Body) -> None:
         """Give an answer to who waits."""
-        if (call := self._calls.pop(head.id, None)) is not None:
+        if (call := self._calls.get(head.id)) is not None:
+            if not call.is_written:
+                raise FrameRefused("unexpected", f"request {head.id} was answered before it was sent")
+            del self._calls[head.id]
             call.settle(outcome.Value(Answer(head.payload, body)))
 
     def on_error(self, head: Error, _: Body) -> None:
         """Tell who waits of a failure."""
         error = remote_error(head.code, head.message)
-        if (call := self._calls.pop(head.id, None)) is not None:
+        if (call := self._calls.get(head.id)) is not None:
+            if not call.is_written:
+                raise FrameRefused("unexpected", f"request {head.id} was answered before it was sent")
+            del self._calls[head.id]
             call.settle(outcome.Error(error))
         elif (stream := self._streams.pop(head.id, None)) is not None:
             stream.end(error)

@@ -31,7 +31,7 @@ from conveyord.runtime.rpc.deadlines import Deadlines
 from conveyord.runtime.rpc.handlers import Answer, Handlers, Remote
 from conveyord.runtime.rpc.incoming_stream import Stream
 from conveyord.runtime.rpc.keeping import Keeper
-from conveyord.runtime.rpc.limits import Counters, Limits
+from conveyord.runtime.rpc.limits import FRAME_BYTES_MIN, Counters, Limits
 from conveyord.runtime.rpc.outbox import Outbox
 from conveyord.runtime.rpc.outcomes import Ending
 from conveyord.runtime.rpc.serving import Serving
@@ -69,13 +69,13 @@ class Connection:
         self._limits = limits
         self._counters = counters
         self._early = early
-        theirs = remote.hello.frame_bytes_max or limits.frame_bytes_max
+        theirs = max(remote.hello.frame_bytes_max or limits.frame_bytes_max, FRAME_BYTES_MIN)
         self._outbox = Outbox(transport, limits.queued_bytes_max, min(theirs, limits.frame_bytes_max))
         self._deadlines = Deadlines()
         self._calls = Calls(self._outbox, self._deadlines, limits, counters)
         self._keeper = Keeper(decoder, self._outbox, limits)
         self._scope = trio.CancelScope()
-        self._open_requests: Callable[[], int] = lambda: 0
+        self._serving: Serving | None = None  # while it runs
 
     # What the owner uses.
 
@@ -117,7 +117,7 @@ class Connection:
     @property
     def open_requests(self) -> int:
         """How many requests of the other side are being answered."""
-        return self._open_requests()
+        return 0 if self._serving is None else len(self._serving)
 
     @property
     def open_calls(self) -> int:
@@ -134,8 +134,10 @@ class Connection:
             self._scope.cancel()
 
     async def close(self, reason: str = "shutdown", message: str = "the node stops") -> None:
-        """Write what is queued, for at most `stall_seconds`, and end the connection."""
+        """Let requests be answered, not streams, for at most `stall_seconds`, and end the connection."""
         with trio.move_on_after(self._limits.stall_seconds):
+            if self._serving is not None:
+                await self._serving.wait_answered()
             await self._outbox.wait_idle()
         self.cut(reason, message)
 
@@ -153,7 +155,7 @@ class Connection:
                         self.remote,
                         nursery,
                     )
-                    self._open_requests = serving.__len__
+                    self._serving = serving
                     nursery.start_soon(self._write)
                     nursery.start_soon(self._keep)
                     nursery.start_soon(self._deadlines.run)
@@ -194,8 +196,9 @@ class Connection:
                         raise FrameRefused("unexpected", f"a {type(head).__name__.lower()} came after the greeting")
                     take(head, body)
                     if outbox.is_overfull:
-                        self._cut_for_not_reading()
-                        return
+                        await self._pause()
+                        if self.ending is not None:
+                            return
                 keeper.frames += len(frames)
                 outbox.flush()
                 count = await transport.receive_into(decoder.room())
@@ -210,6 +213,10 @@ class Connection:
             self.cut(refusal.reason, str(refusal))
         except trio.BrokenResourceError as error:
             self.cut("broken", f"the connection broke: {error}")
+        except Exception as error:
+            # A mistake of ours that something from outside has found must not take the node down.
+            log.exception("a connection failed", peer=self.remote.node)
+            self.cut("internal", f"a mistake in conveyord: {type(error).__name__}; it is in the log of the other side")
 
     async def _write(self) -> None:
         try:
@@ -223,9 +230,12 @@ class Connection:
             if (ending := self._keeper.look(trio.current_time())) is not None:
                 self.cut(ending.reason, ending.message)
 
-    def _cut_for_not_reading(self) -> None:
-        queued, limit = self._outbox.bytes, self._limits.queued_bytes_max
-        self.cut("not_reading", f"{queued} bytes wait to be read by the other side, at most {limit} may")
+    async def _pause(self) -> None:
+        """Read no more requests until the other side has read answers. If it does not, the keeper ends this."""
+        self._keeper.is_paused = True
+        self._outbox.flush()
+        await self._outbox.wait_room()
+        self._keeper.is_paused = False
 
     def _on_ping(self, head: Ping, _: Body) -> None:
         self._outbox.put(self._outbox.framed(Pong(head.number)))

@@ -8,12 +8,11 @@ from contextlib import asynccontextmanager
 import trio
 
 from conveyord.core.errors import Retryable
-from conveyord.core.wire.heads import FrameRefused
 from conveyord.runtime.rpc.connection import GOODBYE_SECONDS, Connection
 from conveyord.runtime.rpc.greeting import RPC, Side, greet
 from conveyord.runtime.rpc.outcomes import Unwelcome
 from conveyord.runtime.rpc.tls import TlsContexts, TlsTransport
-from conveyord.runtime.rpc.transport import SocketTransport, Transport
+from conveyord.runtime.rpc.transport import SocketTransport
 
 Address = tuple[str, int]
 
@@ -27,29 +26,37 @@ async def dial(
     there speaks something else. Refusals are counted.
     """
     host, port = address
-    transport: Transport | None = None
     try:
         with trio.fail_after(side.limits.hello_seconds):
-            transport = SocketTransport(await trio.open_tcp_stream(host, port))
-            names = None
-            if tls is not None:
-                transport = encrypted = TlsTransport(transport, tls.context(server_side=False), server_side=False)
+            bare = SocketTransport(await trio.open_tcp_stream(host, port))
+            return await _met(side, bare, tls, purpose, expects)
+    except (OSError, trio.BrokenResourceError) as error:
+        raise Retryable(f"{host}:{port} cannot be reached: {error}") from error
+    except trio.TooSlowError:
+        seconds = side.limits.hello_seconds
+        raise Retryable(f"{host}:{port} did not answer within {seconds:g} s") from None
+
+
+async def _met(
+    side: Side, bare: SocketTransport, tls: TlsContexts | None, purpose: str, expects: str | None
+) -> Connection:
+    connection: Connection | None = None
+    try:
+        if tls is None:
+            connection = await greet(side, bare, None, purpose=purpose, expects=expects)
+        else:
+            encrypted = TlsTransport(bare, tls.context(server_side=False), server_side=False)
+            try:
                 names = await encrypted.handshake()
-            return await greet(side, transport, names, purpose=purpose, expects=expects)
-    except BaseException as error:
-        if transport is not None:
+            except Unwelcome as refusal:
+                side.count(refusal)
+                raise
+            connection = await greet(side, encrypted, names, purpose=purpose, expects=expects)
+        return connection
+    finally:
+        if connection is None:
             with trio.move_on_after(GOODBYE_SECONDS, shield=True):
-                await transport.aclose()
-        if isinstance(error, OSError | trio.BrokenResourceError):
-            raise Retryable(f"{host}:{port} cannot be reached: {error}") from error
-        if isinstance(error, trio.TooSlowError):
-            seconds = side.limits.hello_seconds
-            raise Retryable(f"{host}:{port} did not answer within {seconds:g} s") from None
-        if isinstance(error, Unwelcome):
-            side.counters.refused_connections[error.code.lower()] += 1
-        elif isinstance(error, FrameRefused):
-            side.counters.refused_frames[error.reason] += 1
-        raise
+                await bare.aclose()
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -22,6 +22,7 @@ from conveyord.core.wire.heads import (
 from conveyord.runtime.rpc.connection import Connection
 from conveyord.runtime.rpc.handlers import Admission, Handlers, Remote
 from conveyord.runtime.rpc.limits import Counters, Limits
+from conveyord.runtime.rpc.memory import Memory
 from conveyord.runtime.rpc.outcomes import Unwelcome
 from conveyord.runtime.rpc.tls import tls_failure
 from conveyord.runtime.rpc.transport import Transport, linger, send_all
@@ -29,6 +30,24 @@ from conveyord.runtime.rpc.transport import Transport, linger, send_all
 HELLO_BYTES_MAX = 16 * 1024
 RPC = "rpc"
 BULK = "bulk"
+
+
+KNOWN_CODES = frozenset(
+    {
+        "PROTOCOL",
+        "FOREIGN_CLUSTER",
+        "OWN_ID",
+        "LYING_ID",
+        "WRONG_NODE",
+        "STALE_INCARNATION",
+        "TOO_MANY_CONNECTIONS",
+        "HELLO_DEADLINE",
+    }
+)
+
+
+class _Told(Unwelcome):
+    """A refusal by the other side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +88,24 @@ class Side:
     handlers: Handlers
     limits: Limits
     counters: Counters
+    memory: Memory = field(default_factory=Memory)
+
+    def count(self, refusal: Unwelcome | FrameRefused) -> None:
+        """Count a connection that is not to be."""
+        if isinstance(refusal, _Told) and refusal.code not in KNOWN_CODES:
+            self.counters.refused_connections["other"] += 1  # its words are not ours, and might be any number
+        elif isinstance(refusal, Unwelcome):
+            self.counters.refused_connections[refusal.code.lower()] += 1
+        else:
+            self.counters.refused_frames[refusal.reason] += 1
 
 
 async def welcome(side: Side, transport: Transport, names: frozenset[str] | None, admit: Admit) -> Connection:
     """The side that accepts: hear a hello, and answer it.
 
-    Raises Unwelcome, FrameRefused or BrokenResourceError; the other side has been told why, where it can hear it.
+    Raises Unwelcome, FrameRefused or BrokenResourceError; a refusal has been counted, and told where it can be heard.
     """
-    decoder = FrameDecoder(HELLO_BYTES_MAX)
+    decoder = FrameDecoder(HELLO_BYTES_MAX, allocate=side.memory.allocate)
     me = side.me()
     try:
         head, early = await _first(transport, decoder)
@@ -87,11 +116,14 @@ async def welcome(side: Side, transport: Transport, names: frozenset[str] | None
         protocol = _checked(me, head, names)
         admission = admit(head, names)
         await send_all(transport, opening(me.hello(head.purpose, side.limits)))
-    except (Unwelcome, FrameRefused) as refusal:
-        await turn_away(transport, refusal)
-        raise
-    remote = Remote(head, protocol, names, admission)
-    return Connection(transport, decoder, remote, side.handlers, side.limits, side.counters, early=early)
+    except (Unwelcome, FrameRefused) as error:
+        refusal = error
+    else:
+        remote = Remote(head, protocol, names, admission)
+        return Connection(transport, decoder, remote, side.handlers, side.limits, side.counters, early=early)
+    side.count(refusal)
+    await turn_away(transport, refusal)
+    raise refusal
 
 
 async def greet(
@@ -99,15 +131,15 @@ async def greet(
 ) -> Connection:
     """The side that dials: say hello, and hear who answers. expects: a node id, or None for whoever is there.
 
-    Raises Unwelcome, by either side, FrameRefused, or Retryable if the connection broke.
+    Raises Unwelcome, by either side, FrameRefused, or Retryable if the connection broke. A refusal has been counted.
     """
-    decoder = FrameDecoder(side.limits.frame_bytes_max)
+    decoder = FrameDecoder(side.limits.frame_bytes_max, allocate=side.memory.allocate)
     me = side.me()
     try:
         await send_all(transport, opening(me.hello(purpose, side.limits)))
         head, early = await _first(transport, decoder)
         if isinstance(head, Goodbye):
-            raise Unwelcome(head.code, head.message or f"the other side refuses the connection: {head.code}")
+            raise _Told(head.code, head.message or f"the other side refuses the connection: {head.code}")
         if not isinstance(head, Hello):
             raise FrameRefused(
                 "unexpected", f"a hello is answered with a hello, not with a {type(head).__name__.lower()}"
@@ -117,13 +149,18 @@ async def greet(
             raise Unwelcome("WRONG_NODE", f"node {expects!r} was expected at this address, but {head.node!r} is there")
     except trio.BrokenResourceError as error:
         if error.__cause__ is not None and (failure := tls_failure(error.__cause__)) is not None:
+            side.count(failure)
             raise failure from error
         raise Retryable(f"the connection broke during the greeting: {error}") from error
-    except (Unwelcome, FrameRefused) as refusal:
+    except (Unwelcome, FrameRefused) as error:
+        refusal = error
+    else:
+        remote = Remote(head, protocol, names)
+        return Connection(transport, decoder, remote, side.handlers, side.limits, side.counters, early=early)
+    side.count(refusal)
+    if not isinstance(refusal, _Told):
         await turn_away(transport, refusal)
-        raise
-    remote = Remote(head, protocol, names)
-    return Connection(transport, decoder, remote, side.handlers, side.limits, side.counters, early=early)
+    raise refusal
 
 
 async def turn_away(transport: Transport, refusal: Unwelcome | FrameRefused) -> None:

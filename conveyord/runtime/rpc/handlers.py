@@ -79,9 +79,10 @@ class Mode(enum.Enum):
 class Handlers:
     """The methods of a node. To be complete before it is used.
 
-    inline: a plain function, run by the task that reads: it must return at once. What it answers is small, since a
-    connection whose peer does not read replies as fast as they come is cut off.
-    unary: a task for each request. stream: likewise, and sends items as the credit of the caller allows.
+    inline: a plain function, run by the task that reads: it must return at once. What it answers is small: while more
+    answers are queued than may be nothing is read, and if both sides do that to each other the connection ends.
+    unary: a task for each request (tasks are used again, one request after the other, so a handler must leave its
+    context variables as it found them). stream: likewise, and sends items as the credit of the caller allows.
     One-way messages are taken by inline and unary handlers; what they return is dropped.
     """
 

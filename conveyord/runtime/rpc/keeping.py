@@ -14,6 +14,7 @@ class Keeper:
 
     def __init__(self, decoder: FrameDecoder, outbox: Outbox, limits: Limits) -> None:
         self.receipts = 0
+        self.is_paused = False  # whether it is this side that does not read
         self.frames = 0
         self._decoder = decoder
         self._outbox = outbox
@@ -24,10 +25,23 @@ class Keeper:
         self._heard = (-1, 0.0)  # receipts, and when they were seen first
         self._framed = (-1, 0.0)  # likewise the frames that were whole when the one that is not had begun
         self._progressed = (-1, 0.0)  # likewise the bytes that the other side has taken
+        self._looked: float | None = None
 
     def look(self, now: float) -> Ending | None:
         """Ask for a sign of life if nothing came; tell if the connection should end. now: in seconds."""
+        self._forgive(now)
         return self._slow_frame(now) or self._not_reading(now) or self._silent(now)
+
+    def _forgive(self, now: float) -> None:
+        """Not hold it against the other side if this process stood still: what came meanwhile has not been read yet."""
+        late = 0.0 if self._looked is None else now - self._looked - self._limits.tick_seconds
+        self._looked = now
+        if late > self._limits.tick_seconds:
+            self._heard = (self._heard[0], self._heard[1] + late)
+            self._framed = (self._framed[0], self._framed[1] + late)
+            self._progressed = (self._progressed[0], self._progressed[1] + late)
+            if self._ping_written is not None:
+                self._ping_written += late
 
     def _slow_frame(self, now: float) -> Ending | None:
         expected = self._decoder.expected_bytes
@@ -50,7 +64,7 @@ class Keeper:
         return None
 
     def _silent(self, now: float) -> Ending | None:
-        if self._heard[0] != self.receipts:
+        if self._heard[0] != self.receipts or self.is_paused:
             self._heard = (self.receipts, now)
             self._ping = self._ping_written = None
         elif self._ping is None:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 MIB = 1024 * 1024
+FRAME_BYTES_MIN = 32 * 1024  # what every side takes once it has met another: the longest sentence must fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         assert 0 < self.messages_bytes_max <= self.queued_bytes_max, self
+        assert self.frame_bytes_max >= FRAME_BYTES_MIN, self
         assert self.frame_bytes_max <= self.queued_bytes_max // 2, self  # or one large answer would end a connection
         assert min(self.connections_max, self.requests_max, self.stream_items, self.stream_bytes) > 0, self
 

@@ -23,6 +23,7 @@ from conveyord.runtime.rpc.tls import TlsContexts
 log = structlog.get_logger(__name__)
 
 BACKOFF = Backoff(base_seconds=0.1, cap_seconds=5.0)
+HURRY_SECONDS = 0.05  # between two attempts, however many callers are in a hurry
 STEADY_SECONDS = 5.0  # a connection that lasted this long was a good one: the next wait is short again
 
 OnChange = Callable[["Peer", Connection | None], None]
@@ -69,20 +70,20 @@ class Peer:
                     self._side, self.address, tls=self._tls, purpose=self._purpose, expects=self._expects
                 )
             except ConveyordError as error:
-                self.reason = str(error)
+                reason = str(error)
             else:
-                self.reason = (await self._carry(connection)).message
+                reason = (await self._carry(connection)).message
                 if trio.current_time() - began >= STEADY_SECONDS:
                     failures = 0
             failures += 1
-            self._end_attempt()
             seconds = self._backoff.delay_seconds(failures, self._random)
-            log.info(
-                "not connected", peer=self._expects, address=self.address, reason=self.reason, again_seconds=seconds
-            )
+            if reason != self.reason:  # not each attempt of a night
+                log.info("not connected", peer=self._expects, address=self.address, reason=reason)
+                self.reason = reason
+            self._end_attempt()
             with trio.move_on_after(seconds):
                 await self._hurry.wait()
-            self._hurry = trio.Event()
+                await trio.sleep_until(began + HURRY_SECONDS)
 
     async def _carry(self, connection: Connection) -> Ending:
         self.connection = connection
@@ -96,7 +97,7 @@ class Peer:
 
     def _end_attempt(self) -> None:
         self._tried.set()
-        self._tried = trio.Event()
+        self._tried, self._hurry = trio.Event(), trio.Event()
 
     def _tell(self, connection: Connection | None) -> None:
         if self._on_change is not None:
@@ -105,10 +106,11 @@ class Peer:
     async def call(self, method: str, payload: bytes = b"", body: Body = b"", *, deadline_seconds: float) -> Answer:
         """As `Connection.call`. Without a connection one is tried at once; Retryable if that does not succeed."""
         deadline = trio.current_time() + deadline_seconds
-        with trio.move_on_at(deadline):
+        with trio.move_on_at(deadline) as scope:  # of the connecting alone: what is sent has its own way to be late
             connection = await self.connected()
-            return await connection.call(method, payload, body, deadline_seconds=deadline - trio.current_time())
-        raise Retryable(f"{method} could not be sent within its deadline: {self.reason}")
+        if scope.cancelled_caught:
+            raise Retryable(f"{method} could not be sent within its deadline: {self.reason}")
+        return await connection.call(method, payload, body, deadline_seconds=deadline - trio.current_time())
 
     def stream(
         self, method: str, payload: bytes = b"", body: Body = b"", *, deadline_seconds: float = float("inf")

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import structlog
 import trio
 
-from conveyord.core.wire.heads import FrameRefused
+from conveyord.core.wire.heads import FrameRefused, Hello
 from conveyord.runtime.rpc.connection import GOODBYE_SECONDS, Connection
 from conveyord.runtime.rpc.greeting import Admit, Side, turn_away, welcome
+from conveyord.runtime.rpc.handlers import Admission
 from conveyord.runtime.rpc.outcomes import Unwelcome
 from conveyord.runtime.rpc.tls import TlsContexts, TlsTransport
 from conveyord.runtime.rpc.transport import SocketTransport, Transport, linger
@@ -77,6 +78,7 @@ class RpcServer:
             connection = await self._greeted(transport)
             if connection is None:
                 return
+            self._supersede(connection)
             self.connections.add(connection)
             try:
                 if self._on_connection is not None:
@@ -97,20 +99,9 @@ class RpcServer:
                 if self._accepted > limits.connections_max:
                     await self._crowded(transport)
                 if self._tls is None:
-                    return await welcome(self._side, transport, None, self._admit)
-                context = self._tls.context(server_side=True)
-                encrypted = TlsTransport(transport, context, server_side=True)
-                try:
-                    names = await encrypted.handshake()
-                except Unwelcome:
-                    await linger(transport)  # a reset would overtake the alert that tells why
-                    raise
-                return await welcome(self._side, encrypted, names, self._admit)
-        except Unwelcome as refusal:
-            counters.refused_connections[refusal.code.lower()] += 1
-            log.warning("a connection was refused", reason=str(refusal))
-        except FrameRefused as refusal:
-            counters.refused_frames[refusal.reason] += 1
+                    return await welcome(self._side, transport, None, self._admitted)
+                return await self._welcome_encrypted(transport, self._tls)
+        except (Unwelcome, FrameRefused) as refusal:
             log.warning("a connection was refused", reason=str(refusal))
         except trio.TooSlowError:
             counters.refused_connections["hello_deadline"] += 1
@@ -123,9 +114,43 @@ class RpcServer:
             counters.refused_connections["broken"] += 1
         return None
 
+    def _admitted(self, hello: Hello, names: frozenset[str] | None) -> Admission:
+        """Refuse an earlier life of a node whose later one is connected; then it is the owner's turn."""
+        newest = max((other.remote.hello.incarnation for other in self._of(hello.node)), default=0)
+        if hello.incarnation < newest:
+            raise Unwelcome(
+                "STALE_INCARNATION",
+                f"node {hello.node!r} is connected in its life {newest}, this is its life {hello.incarnation}: "
+                "two processes run with one id, or one data directory was copied",
+            )
+        return self._admit(hello, names)
+
+    def _supersede(self, connection: Connection) -> None:
+        """A node that has started again has no more use for the connections of its life before."""
+        hello = connection.remote.hello
+        for other in self._of(hello.node):
+            if other.remote.hello.incarnation < hello.incarnation:
+                other.cut("superseded", f"node {hello.node!r} has connected in a later life, {hello.incarnation}")
+
+    def _of(self, node: str) -> list[Connection]:
+        return [other for other in self.connections if node and other.remote.node == node]
+
+    async def _welcome_encrypted(self, transport: Transport, tls: TlsContexts) -> Connection:
+        encrypted = TlsTransport(transport, tls.context(server_side=True), server_side=True)
+        try:
+            names = await encrypted.handshake()
+        except Unwelcome as error:
+            refusal = error
+        else:
+            return await welcome(self._side, encrypted, names, self._admitted)
+        self._side.count(refusal)
+        await linger(transport)  # a reset would overtake the alert that tells why
+        raise refusal
+
     async def _crowded(self, transport: Transport) -> None:
         limit = self._side.limits.connections_max
         refusal = Unwelcome("TOO_MANY_CONNECTIONS", f"this node has {limit} connections, and takes no more; try later")
+        self._side.count(refusal)
         if self._tls is None:
             await turn_away(transport, refusal)
         raise refusal

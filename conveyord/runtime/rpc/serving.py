@@ -9,77 +9,15 @@ import outcome
 import trio
 
 from conveyord.core.wire.frames import Body
-from conveyord.core.wire.heads import Cancel, Credit, End, Error, FrameRefused, Item, Message, Reply, Request
+from conveyord.core.wire.heads import Cancel, Credit, End, Error, FrameRefused, Message, Reply, Request
 from conveyord.runtime.rpc.deadlines import Deadlines
 from conveyord.runtime.rpc.handlers import Answer, Handlers, Incoming, Inline, Mode, Remote, Replied, Unary
-from conveyord.runtime.rpc.incoming_stream import item_bytes
 from conveyord.runtime.rpc.limits import Counters, Limits
+from conveyord.runtime.rpc.open_request import CreditedOutlet, OpenRequest, Worker
 from conveyord.runtime.rpc.outbox import Outbox
 from conveyord.runtime.rpc.outcomes import DEADLINE, NO_SUCH_METHOD, TOO_MANY_REQUESTS, told
 
 IDLE_WORKERS_MAX = 256  # kept for the next requests
-
-
-class _Outlet:
-    """Sends the items of one stream within its credit."""
-
-    def __init__(self, number: int, outbox: Outbox, items: int, size: int) -> None:
-        self._number = number
-        self._outbox = outbox
-        self._granted = (items, size)
-        self._sent = (0, 0)
-        self._more = trio.Event()
-
-    async def send(self, payload: bytes, body: Body = b"") -> None:
-        data = self._outbox.framed(Item(self._number, payload), body)
-        await trio.lowlevel.checkpoint()
-        # As long as any byte of credit is left an item may be sent: one that is larger than the window would never go.
-        while self._sent[0] >= self._granted[0] or self._sent[1] >= self._granted[1]:
-            self._more = trio.Event()
-            await self._more.wait()
-        await self._outbox.wait_room()
-        self._sent = self._sent[0] + 1, self._sent[1] + item_bytes(len(payload), len(body))
-        self._outbox.put(data, body)
-        self._outbox.wake()
-
-    def grant(self, items: int, size: int) -> None:
-        self._granted = max(self._granted[0], items), max(self._granted[1], size)
-        self._more.set()
-
-
-class _Open:
-    """A request that is being answered."""
-
-    __slots__ = ("handler", "incoming", "is_late", "is_open", "is_unwanted", "number", "outlet", "scope")
-
-    def __init__(
-        self, number: int, handler: Any, incoming: Incoming, outlet: _Outlet | None, scope: trio.CancelScope
-    ) -> None:
-        self.number = number
-        self.handler = handler
-        self.incoming = incoming
-        self.outlet = outlet
-        self.scope = scope
-        self.is_open = True
-        self.is_late = self.is_unwanted = False
-
-    def expire(self) -> None:
-        """The deadline is over."""
-        self.is_late = True
-        self.scope.cancel()
-
-
-class _Worker:
-    """A task that answers one request after the other: to start one for each would cost more than most answers.
-
-    Each of its requests has the worker's scope for itself. Once that is cancelled the worker ends.
-    """
-
-    __slots__ = ("scope", "task")
-
-    def __init__(self) -> None:
-        self.scope = trio.CancelScope()
-        self.task: trio.lowlevel.Task | None = None  # while it is idle
 
 
 class Serving:
@@ -102,13 +40,20 @@ class Serving:
         self._counters = counters
         self._caller = caller
         self._nursery = nursery
-        self._open: dict[int, _Open] = {}
-        self._idle: list[_Worker] = []
+        self._open: dict[int, OpenRequest] = {}
+        self._idle: list[Worker] = []
         self._last_id = 0
         self._messages = 0
+        self._unanswered = 0  # without the streams, which may have no end
+        self._waiting = trio.lowlevel.ParkingLot()  # until all is answered
 
     def __len__(self) -> int:
         return len(self._open) + self._messages
+
+    async def wait_answered(self) -> None:
+        """Wait until no request is open but streams."""
+        while self._unanswered:
+            await self._waiting.park()
 
     def on_request(self, head: Request, body: Body) -> None:
         """Begin to answer. Raises FrameRefused if the id was used before."""
@@ -136,7 +81,9 @@ class Serving:
             )
         else:
             outlet = (
-                _Outlet(number, self._outbox, head.credit_items, head.credit_bytes) if mode is Mode.STREAM else None
+                CreditedOutlet(number, self._outbox, head.credit_items, head.credit_bytes)
+                if mode is Mode.STREAM
+                else None
             )
             self._begin(number, handler, incoming, outlet)
 
@@ -175,33 +122,42 @@ class Serving:
             data, body = self._framed_error(number, *self._failed(error, incoming.method)), b""
         self._outbox.put(data, body)  # the task that reads flushes after each batch of frames
 
-    def _begin(self, number: int, handler: Any, incoming: Incoming, outlet: _Outlet | None) -> None:
+    def _begin(self, number: int, handler: Any, incoming: Incoming, outlet: CreditedOutlet | None) -> None:
         """Give a request to a worker that is idle, or to a new one."""
-        worker = self._idle.pop() if self._idle else _Worker()
-        opened = self._open[number] = _Open(number, handler, incoming, outlet, worker.scope)
+        worker = self._idle.pop() if self._idle else Worker()
+        opened = self._open[number] = OpenRequest(number, handler, incoming, outlet, worker.scope)
         self._deadlines.add(incoming.deadline, opened)
+        self._unanswered += outlet is None
         if worker.task is None:
             self._nursery.start_soon(self._work, worker, opened)
         else:
             trio.lowlevel.reschedule(worker.task, outcome.Value(opened))
             worker.task = None
 
-    async def _work(self, worker: _Worker, opened: _Open) -> None:
+    async def _work(self, worker: Worker, opened: OpenRequest | None) -> None:
         scope = worker.scope
         with scope:
             while True:
                 frame: tuple[bytes, Body] | None = None
+                assert opened is not None
                 try:
                     frame = await self._answered(opened)
                 finally:
                     del self._open[opened.number]
-                    opened.is_open = False
                     self._settle(opened, frame)
+                    self._close(opened)
+                opened = frame = None  # an idle worker must not keep what was large
                 if scope.cancel_called or len(self._idle) >= IDLE_WORKERS_MAX:
                     return
                 opened = await self._next(worker)
 
-    async def _next(self, worker: _Worker) -> _Open:
+    def _close(self, opened: OpenRequest) -> None:
+        opened.close()
+        self._unanswered -= opened.outlet is None
+        if not self._unanswered and self._waiting:
+            self._waiting.unpark_all()
+
+    async def _next(self, worker: Worker) -> OpenRequest:
         """Be idle until there is a request."""
 
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -212,7 +168,7 @@ class Serving:
         self._idle.append(worker)
         return await trio.lowlevel.wait_task_rescheduled(abort)  # type: ignore[no-any-return]
 
-    async def _answered(self, opened: _Open) -> tuple[bytes, Body]:
+    async def _answered(self, opened: OpenRequest) -> tuple[bytes, Body]:
         """The last frame of the answer, of which there is room for in the outbox."""
         number = opened.number
         try:
@@ -226,7 +182,7 @@ class Serving:
         except Exception as error:  # noqa: BLE001 - as above
             return self._framed_error(number, *self._failed(error, opened.incoming.method)), b""
 
-    def _settle(self, opened: _Open, frame: tuple[bytes, Body] | None) -> None:
+    def _settle(self, opened: OpenRequest, frame: tuple[bytes, Body] | None) -> None:
         """Send the last frame. frame: None if the handler was cancelled."""
         if opened.is_unwanted:
             self._counters.cancelled_calls["caller"] += 1

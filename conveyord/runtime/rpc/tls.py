@@ -13,7 +13,7 @@ import trio
 
 from conveyord.core.errors import ConfigError
 from conveyord.runtime.rpc.outcomes import Unwelcome
-from conveyord.runtime.rpc.transport import Transport
+from conveyord.runtime.rpc.transport import Transport, send_all
 
 log = structlog.get_logger(__name__)
 
@@ -137,30 +137,37 @@ class TlsTransport:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
         self._buffer = memoryview(bytearray(RECORD_BYTES))
-        self._sending = trio.Lock()  # who reads may have to send too, and what is encrypted has its order
 
     async def handshake(self) -> frozenset[str]:
         """Meet the other side, and return the node ids that its certificate names. Raises Unwelcome."""
-        while True:
+        failure: ssl.SSLError | None = None
+        is_done = False
+        while not is_done and failure is None:
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLError as error:
+                failure = error
+            else:
+                is_done = True
+            if not is_done and failure is None:
                 await self._send_encrypted()
                 await self._receive_encrypted()
-            except ssl.SSLError as error:
-                await self._send_encrypted()  # the alert
-                raise tls_failure(error) or error from error
-            else:
-                await self._send_encrypted()
-                return node_names(self._tls.getpeercert())
+        if failure is None:
+            await self._send_encrypted()
+            return node_names(self._tls.getpeercert())
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self._send_encrypted()  # the alert
+        raise tls_failure(failure) or failure from failure
 
     async def receive_into(self, room: memoryview) -> int:
         while True:
             try:
                 return self._tls.read(len(room), room)  # type: ignore[return-value]
             except ssl.SSLWantReadError:
-                if self._outgoing.pending:
-                    await self._send_encrypted()
+                # What reading gives to send, an answer to a change of keys, goes out before the next that is written.
+                # To send it here could block both sides, each waiting for the other to read.
                 await self._receive_encrypted()
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                 return 0  # also without a farewell: a frame that is cut off is noticed by its length
@@ -188,10 +195,7 @@ class TlsTransport:
         await self._inner.aclose()
 
     async def _send_encrypted(self) -> None:
-        async with self._sending:
-            rest = memoryview(self._outgoing.read())
-            while rest:
-                rest = rest[await self._inner.send_some(rest) :]
+        await send_all(self._inner, self._outgoing.read())
 
     async def _receive_encrypted(self) -> None:
         if count := await self._inner.receive_into(self._buffer):

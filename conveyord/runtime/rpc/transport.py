@@ -10,6 +10,8 @@ import trio
 
 LINGER_SECONDS = 1.0
 LINGER_BYTES_MAX = 1024 * 1024
+LARGE_ROOM_BYTES = 128 * 1024  # more than the decoder's buffer: what is left of a large frame
+WANTED_BYTES = 256 * 1024
 PIECE_BYTES = 256 * 1024  # written at a time on a stream, so that progress can be seen
 
 
@@ -51,10 +53,14 @@ class SocketTransport:
         self._socket = socket.socket(family, kind, fileno=wrapped.socket.detach())
         self._socket.setblocking(False)
         self._is_drained = True
+        self._wanted = 1  # bytes, before the kernel says that there is something to read
         with contextlib.suppress(OSError):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     async def receive_into(self, room: memoryview) -> int:
+        wanted = min(len(room), WANTED_BYTES) if len(room) > LARGE_ROOM_BYTES else 1
+        if wanted != self._wanted:
+            self._want(wanted)
         # A receive that did not fill its room has emptied the socket: asking again would be in vain.
         if not self._is_drained:
             await trio.lowlevel.checkpoint()
@@ -70,6 +76,12 @@ class SocketTransport:
             else:
                 self._is_drained = count < len(room)
                 return count
+
+    def _want(self, count: int) -> None:
+        """Sleep until so many bytes are there: of a large body each packet would wake us up otherwise."""
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+        self._wanted = count
 
     async def _wait(self, wait: object) -> None:
         try:

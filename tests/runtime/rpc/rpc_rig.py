@@ -23,8 +23,8 @@ CLUSTER = "c-1"
 LIMITS = Limits(frame_bytes_max=1024 * 1024, queued_bytes_max=4 * 1024 * 1024, messages_bytes_max=1024 * 1024)
 
 
-def side(node: str, handlers: Handlers | None = None, limits: Limits = LIMITS, **said: object) -> Side:
-    me = replace(Me(node, 1, CLUSTER), **said)  # type: ignore[arg-type]
+def side(name: str, handlers: Handlers | None = None, limits: Limits = LIMITS, **said: object) -> Side:
+    me = replace(Me(name, 1, CLUSTER), **said)  # type: ignore[arg-type]
     return Side(lambda: me, handlers or Handlers(), limits, Counters())
 
 
@@ -100,12 +100,12 @@ class Wire:
 
 
 @asynccontextmanager
-async def stranger(there: Side) -> AsyncIterator[tuple[Wire, Connection]]:
+async def stranger(there: Side, frame_bytes_max: int = 0) -> AsyncIterator[tuple[Wire, Connection]]:
     """A connection whose other end is spoken by hand, greeted as node `x`."""
     ours, theirs = trio.testing.memory_stream_pair()
     wire = Wire(ours)
     async with trio.open_nursery() as nursery:
-        await wire.say(Hello(1, 1, CLUSTER, "x", 1, "rpc"))
+        await wire.say(Hello(1, 1, CLUSTER, "x", 1, "rpc", frame_bytes_max=frame_bytes_max))
         connection = await welcome(there, StreamTransport(theirs), None, anyone)
         assert isinstance(await wire.hear(), Hello)
         nursery.start_soon(connection.run)
@@ -124,9 +124,10 @@ async def serving(
     drain = trio.Event()
     async with trio.open_nursery() as nursery:
 
-        async def serve() -> None:
+        async def serve(*, task_status: trio.TaskStatus[None]) -> None:
+            task_status.started()
             await server.serve(listeners, drain=drain)
 
-        nursery.start_soon(serve)
+        await nursery.start(serve)
         yield server, address
         nursery.cancel_scope.cancel()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 
 from conveyord.core.wire.frames import MAGIC, PREFIX, opening
 from conveyord.core.wire.heads import Credit, Error, Goodbye, Hello, Message, Ping, Pong, Reply, Request
+from conveyord.runtime.rpc.connection import Connection
+from conveyord.runtime.rpc.greeting import Side, welcome
 from conveyord.runtime.rpc.handlers import Answer, Handlers, Incoming, Outlet
 from conveyord.runtime.rpc.transport import StreamTransport
 from tests.runtime.rpc.rpc_rig import CLUSTER, LIMITS, Wire, anyone, pair, side, stranger
@@ -24,7 +28,7 @@ def large(incoming: Incoming) -> Answer:
 
 async def test_a_frame_that_is_too_large_is_refused_before_it_comes(autojump_clock: trio.testing.MockClock) -> None:
     there = side("b")
-    async with stranger(there) as (wire, connection):
+    async with stranger(there) as (wire, _connection):
         await wire.stream.send_all(PREFIX.pack(MAGIC, 10, LIMITS.frame_bytes_max))
         [goodbye] = await wire.hear_to_the_end()
         assert isinstance(goodbye, Goodbye)
@@ -48,7 +52,7 @@ async def test_what_is_no_frame_ends_the_connection_with_its_reason(
     data: bytes, reason: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     there = side("b", answering()[0])
-    async with stranger(there) as (wire, connection):
+    async with stranger(there) as (wire, _connection):
         await wire.stream.send_all(data)
         goodbye = (await wire.hear_to_the_end())[-1]
         assert isinstance(goodbye, Goodbye)
@@ -58,7 +62,7 @@ async def test_what_is_no_frame_ends_the_connection_with_its_reason(
 
 async def test_a_connection_that_ends_within_a_frame_is_truncated(autojump_clock: trio.testing.MockClock) -> None:
     there = side("b")
-    async with stranger(there) as (wire, connection):
+    async with stranger(there) as (wire, _connection):
         await wire.stream.send_all(opening(Ping(1))[:-1])
         await wire.stream.send_eof()  # type: ignore[attr-defined]
         await trio.sleep(1)
@@ -122,7 +126,7 @@ async def test_ten_thousand_streams_are_opened_or_refused(autojump_clock: trio.t
 
 
 async def test_messages_beyond_the_limit_are_dropped() -> None:
-    handlers, seen = answering()
+    handlers, _seen = answering()
     there = side("b", handlers, replace(LIMITS, requests_max=10))
     async with stranger(there) as (wire, connection):
         await wire.say(*[Message("sleep")] * 1000)
@@ -158,64 +162,67 @@ async def test_small_frames_in_small_pieces_are_no_slow_frame(autojump_clock: tr
         assert connection.ending is None
 
 
-async def test_a_side_that_does_not_read_is_cut_off(autojump_clock: trio.testing.MockClock) -> None:
+@asynccontextmanager
+async def unread(there: Side) -> AsyncIterator[tuple[Wire, Connection]]:
+    """A connection on which nothing is taken before the other end reads it, which it does not."""
+    ours, theirs = trio.testing.lockstep_stream_pair()
+    wire = Wire(ours)
+    met: list[Connection] = []
+
+    async def accept() -> None:
+        met.append(await welcome(there, StreamTransport(theirs), None, anyone))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(accept)
+        nursery.start_soon(wire.say, Hello(1, 1, CLUSTER, "x", 1, "rpc"))
+        await wire.hear()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(met[0].run)
+        yield wire, met[0]
+
+
+async def test_a_side_that_does_not_read_inline_replies_is_cut_off(autojump_clock: trio.testing.MockClock) -> None:
     handlers, _ = answering()
     handlers.inline("inline large", large)
-    ours, theirs = trio.testing.lockstep_stream_pair()  # nothing is taken before it is read
     there = side("b", handlers)
-    async with trio.open_nursery() as nursery:
-        from conveyord.runtime.rpc.greeting import welcome
-
-        wire = Wire(ours)
-        nursery.start_soon(wire.say, Hello(1, 1, CLUSTER, "x", 1, "rpc"))
-        met = []
-
-        async def accept() -> None:
-            met.append(await welcome(there, StreamTransport(theirs), None, anyone))
-
-        nursery.start_soon(accept)
-        await wire.hear()
-        await trio.testing.wait_all_tasks_blocked()
-        [connection] = met
-        nursery.start_soon(connection.run)
+    async with unread(there) as (wire, connection):
         with trio.move_on_after(5):
             await wire.say(*[Request(number, "inline large") for number in range(1, 1001)])
-        await trio.sleep(5)
+        assert connection.ending is None
+        assert LIMITS.queued_bytes_max < connection.queued_bytes < LIMITS.queued_bytes_max + 200_000
+        await trio.sleep(LIMITS.stall_seconds + 2)
         assert connection.ending is not None
         assert connection.ending.reason == "not_reading"
         assert connection.queued_bytes < LIMITS.queued_bytes_max + 200_000
+        assert there.counters.ended_connections == {"not_reading": 1}
 
 
-async def test_answers_of_tasks_wait_for_room_and_then_the_stall_ends_it(
+async def test_a_side_that_reads_slowly_gets_all_inline_replies(autojump_clock: trio.testing.MockClock) -> None:
+    handlers = Handlers()
+    handlers.inline("inline large", large)
+    there = side("b", handlers)
+    async with unread(there) as (wire, connection), trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: wire.say(*[Request(number, "inline large") for number in range(1, 201)]))
+        for number in range(1, 201):
+            assert await wire.hear() == Reply(number)
+            await trio.sleep(0.01)
+            assert connection.queued_bytes < LIMITS.queued_bytes_max + 200_000
+        assert connection.ending is None
+
+
+async def test_answers_of_tasks_wait_for_room_until_the_other_side_is_cut_off(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    handlers, _ = answering()
-    ours, theirs = trio.testing.lockstep_stream_pair()
-    there = side("b", handlers)
-    async with pair(side("a"), there, (ours, theirs)) as both:
-        stuck = trio.Event()
-
-        async def never(*_: object) -> bytes:
-            stuck.set()
-            await trio.sleep_forever()
-            return b""
-
-        outcomes: list[str] = []
-
-        async def ask() -> None:
-            try:
-                await both.here.call("large", b"900000", deadline_seconds=1000)
-            except Exception as error:
-                outcomes.append(type(error).__name__)
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(20):
-                nursery.start_soon(ask)
-            await trio.testing.wait_all_tasks_blocked()
-            ours.receive_some = never  # type: ignore[attr-defined, method-assign]
-            await trio.sleep(0.1)
-            assert both.there.queued_bytes <= LIMITS.queued_bytes_max
-        assert both.there.ending is None or both.there.ending.reason != "shutdown"
+    there = side("b", answering()[0])
+    async with unread(there) as (wire, connection):
+        await wire.say(*[Request(number, "large", None, b"900000") for number in range(1, 41)])
+        await trio.sleep(1)
+        assert connection.ending is None
+        assert connection.open_requests > 30
+        assert connection.queued_bytes < LIMITS.queued_bytes_max // 2 + 1_000_000
+        await trio.sleep(15)
+        assert connection.ending is not None
+        assert connection.ending.reason == "not_reading"
 
 
 async def test_a_silent_side_is_asked_and_then_cut_off(autojump_clock: trio.testing.MockClock) -> None:
@@ -241,6 +248,15 @@ async def test_two_sides_that_have_nothing_to_say_stay_connected(autojump_clock:
 
 
 async def test_a_credit_for_nothing_is_passed_over() -> None:
-    async with stranger(side("b", answering()[0])) as (wire, connection):
+    async with stranger(side("b", answering()[0])) as (wire, _connection):
         await wire.say(Credit(4, 1, 1), Request(5, "echo", None, b"x"))
         assert await wire.hear() == Reply(5, b"x")
+
+
+async def test_a_side_that_takes_next_to_nothing_is_still_answered(autojump_clock: trio.testing.MockClock) -> None:
+    async with stranger(side("b", answering()[0]), frame_bytes_max=1) as (wire, connection):
+        await wire.say(Request(1, "nope"), Request(2, "refuse"), Request(3, "large", None, b"40000"), Ping(1))
+        heads = [await wire.hear() for _ in range(4)]
+        assert {type(head) for head in heads} == {Error, Pong}
+        assert {head.code for head in heads if isinstance(head, Error)} == {"NO_SUCH_METHOD", "REFUSED"}
+        assert connection.ending is None

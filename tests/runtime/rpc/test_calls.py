@@ -227,3 +227,28 @@ async def test_closing_writes_what_is_queued_and_says_why(autojump_clock: trio.t
         assert len(seen["messages"]) == 50
         assert both.there.ending is not None
         assert "the node stops for an upgrade" in both.there.ending.message
+
+
+async def test_closing_answers_what_was_asked_but_waits_for_nothing_that_has_no_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    handlers, seen = answering()
+    async with pair(side("a"), side("b", handlers)) as both:
+        answers: list[bytes] = []
+
+        async def ask() -> None:
+            answers.append((await both.here.call("echo.later", b"in time", deadline_seconds=50)).payload)
+
+        async def ask_for_ever() -> None:
+            with pytest.raises(OutcomeUnknown, match="the node stops"):
+                await both.here.call("sleep", deadline_seconds=1000)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            nursery.start_soon(ask_for_ever)
+            await trio.sleep(0.5)
+            began = trio.current_time()
+            await both.there.close()
+        assert answers == [b"in time"]
+        assert trio.current_time() - began == pytest.approx(LIMITS.stall_seconds, abs=3)
+        assert len(seen["ended"]) == 1

@@ -74,10 +74,9 @@ async def test_a_slow_reader_is_not_sent_more_than_its_credit(
 
 async def test_a_slow_stream_does_not_hold_up_others(autojump_clock: trio.testing.MockClock) -> None:
     counting = Counting(400)
-    async with pair(side("a", limits=WINDOW), side("b", counting.handlers)) as both:
-        async with both.here.stream("count", b"1000"):
-            await trio.sleep(10)
-            assert (await both.here.call("echo", b"on", deadline_seconds=1)).payload == b"on"
+    async with pair(side("a", limits=WINDOW), side("b", counting.handlers)) as both, both.here.stream("count", b"1000"):
+        await trio.sleep(10)
+        assert (await both.here.call("echo", b"on", deadline_seconds=1)).payload == b"on"
 
 
 async def test_leaving_a_stream_cancels_its_handler() -> None:
@@ -166,7 +165,7 @@ async def test_items_without_credit_end_the_connection(autojump_clock: trio.test
 
 async def test_credits_are_absolute_and_never_shrink() -> None:
     counting = Counting()
-    async with stranger(side("b", counting.handlers)) as (wire, connection):
+    async with stranger(side("b", counting.handlers)) as (wire, _connection):
         await wire.say(Request(1, "count", None, b"20", 2, 100))
         await trio.testing.wait_all_tasks_blocked()
         assert counting.sent == 2
@@ -184,3 +183,22 @@ async def test_late_answers_are_passed_over() -> None:
         assert await wire.hear() == Reply(1, b"on")
         assert connection.ending is None
         assert LIMITS.stream_items > 0
+
+
+async def test_two_tasks_may_send_on_one_stream(autojump_clock: trio.testing.MockClock) -> None:
+    handlers = Handlers()
+
+    async def twice(incoming: Incoming, outlet: Outlet) -> None:
+        async def send(name: bytes) -> None:
+            for _ in range(200):
+                await outlet.send(name, bytes(300))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, b"x")
+            nursery.start_soon(send, b"y")
+
+    handlers.stream("twice", twice)
+    async with pair(side("a", limits=WINDOW), side("b", handlers)) as both:
+        async with both.here.stream("twice") as items:
+            received = [item.payload async for item in items]
+        assert (received.count(b"x"), received.count(b"y")) == (200, 200)
