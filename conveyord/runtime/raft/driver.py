@@ -61,6 +61,7 @@ from conveyord.runtime.raft.snapshots import Policy, Snapshots
 log = structlog.get_logger(__name__)
 
 PROPOSALS_MAX = 65_536  # that wait for their outcome
+COMMAND_BYTES_MAX = 4 * 1024 * 1024
 MESSAGES_MAX = 10_000  # of others that wait for a turn; Raft tolerates that more are lost
 TICK = Tick()
 ENDED = "this node has ended"
@@ -153,8 +154,11 @@ class Driver:
     def propose(self, command: bytes, answer: Answer) -> int:
         """Have a command appended; `answer` is called with what becomes of it, in the trio thread, and must not raise.
 
-        Returns the number by which `forget` knows it. The answer may never come while there is no majority.
+        Returns the number by which `forget` knows it. The answer may never come while there is no majority. Raises
+        Refused for a command that is too large: it would not fit a message, or the reserve of a full disk.
         """
+        if len(command) > COMMAND_BYTES_MAX:
+            raise Refused(f"a command of {len(command)} bytes, at most {COMMAND_BYTES_MAX}; keep what is large elsewhere")
         number = self._await_answer(answer)
         if self._has_ended:
             self._answer(number, Dropped(number, ENDED, None))

@@ -125,8 +125,11 @@ class Network:
         found = self._peers.get(message.to)
         if found is None:
             self.unknown_peers += 1
-        else:
+            return
+        try:
             found[0].send(MESSAGE, encode(message))
+        except Refused:  # it takes no frames of that size: a setting of its own, which must not stop this node
+            self._side.counters.dropped_messages["too_large"] += 1
 
     async def __call__(self, leader: NodeId, data: bytes) -> Outcome:
         """See `Forward`."""

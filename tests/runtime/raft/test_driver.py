@@ -13,6 +13,7 @@ from conveyord.core.errors import Refused, Retryable
 from conveyord.core.raft.membership import Change, Standing
 from conveyord.core.raft.messages import Dropped, Heartbeat, NotLeader
 from conveyord.core.raft.state import Role
+from conveyord.runtime.raft.driver import COMMAND_BYTES_MAX
 from conveyord.runtime.raft.outcomes import Done, Unknown
 from conveyord.runtime.raft.snapshots import Policy
 from tests.runtime.raft.rig import WAIT_SECONDS, asked, cluster, opened, proposed, reached, written
@@ -180,6 +181,18 @@ async def test_who_waits_is_told_when_a_node_ends(tmp_path: Path) -> None:
         assert await proposed(leader, register()) == Dropped(leader._number, "this node has ended", None)
         with pytest.raises(Retryable, match="this node has ended"):
             await leader.read_index()
+
+
+async def test_a_command_that_is_too_large_is_refused_and_the_largest_is_applied(tmp_path: Path) -> None:
+    async with cluster(tmp_path, *NAMES) as rig:
+        leader = await rig.leader()
+        with pytest.raises(Refused, match="at most 4194304; keep what is large elsewhere"):
+            leader.propose(bytes(COMMAND_BYTES_MAX + 1), lambda _: None)
+        largest = command(0, 0, 0, ("write", bytes(COMMAND_BYTES_MAX - 100), 1))  # type: ignore[arg-type]
+        outcome = await proposed(leader, largest)
+        assert isinstance(outcome, Done)
+        for member in rig.wires.members.values():
+            await reached(member.up, lambda standing: standing.applied >= outcome.index)
 
 
 async def test_a_message_for_another_node_is_refused(tmp_path: Path) -> None:
