@@ -83,6 +83,9 @@ class Node:
         """See `Transport`."""
         self._wire.send(message.to, {"type": "raft", "data": b64encode(encode(message)).decode()})
 
+    def flush(self) -> None:
+        """See `Transport`: lines go as soon as they are written."""
+
     async def send_snapshot(self, peer: NodeId, term: int, snapshot: SnapshotSource) -> bool:
         """See `Transport`."""
         return await stream(snapshot, term, partial(self._wire.ask, peer, seconds=ANSWER_SECONDS))

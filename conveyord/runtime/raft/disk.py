@@ -21,11 +21,20 @@ Other = Callable[[Report], None]
 class Disk:
     """Methods are for the trio thread; what comes of them is told as events of the node."""
 
-    def __init__(self, log: LogPort, tell: Callable[[Event], None], on_install: Callable[[Mark], None]) -> None:
-        """on_install: called when a snapshot has taken the place of the log, before the node is told."""
+    def __init__(
+        self,
+        log: LogPort,
+        tell: Callable[[Event], None],
+        on_install: Callable[[Mark], None],
+        hurry: Callable[[], None],
+    ) -> None:
+        """on_install: called when a snapshot has taken the place of the log, before the node is told. hurry: called
+        after that a write is on disk was told.
+        """
         self._log = log
         self._tell = tell
         self._on_install = on_install
+        self._hurry = hurry
         self._worker = Worker[Write | Other]("raft-log", self._work)
         self._waiting: deque[tuple[int, float]] = deque()  # tokens, and since when
         self.writes = 0
@@ -98,5 +107,6 @@ class Disk:
             if write.install is not None:
                 self._on_install(write.install.mark)
             self._tell(Persisted(write.token))
+            self._hurry()
 
         report(say)

@@ -110,11 +110,12 @@ class Driver:
         self._ticket = 0
         self._changed = trio.Event()
         self._standing = self.standing
-        self._disk = Disk(log, self.tell, self._on_install)
+        self._disk = Disk(log, self.tell, self._on_install, self.hurry)
         self._applying = Applying(state, self._on_applied, self._on_switched)
         self._health = Health(log, self._disk, self._applying, node.state.options.election_timeout_seconds, self.tell)
         self._snapshots = Snapshots(node, self._disk, state, transport, policy or Policy(), self.tell)
         self._has_ended = False
+        self._failure: Exception | None = None
         self.dropped_messages = 0
 
     @property
@@ -158,7 +159,9 @@ class Driver:
         Refused for a command that is too large: it would not fit a message, or the reserve of a full disk.
         """
         if len(command) > COMMAND_BYTES_MAX:
-            raise Refused(f"a command of {len(command)} bytes, at most {COMMAND_BYTES_MAX}; keep what is large elsewhere")
+            raise Refused(
+                f"a command of {len(command)} bytes, at most {COMMAND_BYTES_MAX}; keep what is large elsewhere"
+            )
         number = self._await_answer(answer)
         if self._has_ended:
             self._answer(number, Dropped(number, ENDED, None))
@@ -231,7 +234,22 @@ class Driver:
             with trio.move_on_at(self._node.deadline):
                 await self._woken.wait()
             self._woken = trio.Event()
+            if self._failure is not None:
+                raise self._failure
             self._turn()
+
+    def hurry(self) -> None:
+        """Take the turn now, and not after all tasks that are due: for who has just told all that there is to tell.
+
+        A message, or the end of a write, would wait for a pass of the event loop otherwise, at each of the nodes that
+        it goes through. What fails is raised by `run`: the caller has nothing to do with it.
+        """
+        if self._mail and self._failure is None and not self._has_ended:
+            try:
+                self._turn()
+            except Exception as error:  # noqa: BLE001 - see above
+                self._failure = error
+                self._woken.set()
 
     def _turn(self) -> None:
         """All that has gathered, and what follows from it."""
@@ -257,6 +275,8 @@ class Driver:
             self._disk.write(ready.write)
         for message in ready.messages:
             self._transport.send(message)
+        if ready.messages:
+            self._transport.flush()
         for answer in ready.answers:
             if isinstance(answer, Accepted):
                 self._proposals.accepted(answer.number, answer.index, answer.term)

@@ -81,6 +81,7 @@ class Network:
         self._peers: dict[NodeId, tuple[Peer, trio.CancelScope]] = {}
         self._wanted: Mapping[NodeId, Address] = {}
         self._news = trio.Event()
+        self._unflushed: set[Peer] = set()
         self.unknown_peers = 0
         """Messages to nodes whose address is not known."""
         self._serve(side.handlers)
@@ -88,6 +89,7 @@ class Network:
     async def run(self, driver: Driver) -> None:
         """Carry what the driver sends and is sent, until cancelled."""
         self._driver = driver
+        self._side.handlers.after_frames = driver.hurry
         try:
             async with trio.open_nursery() as nursery:
                 while True:
@@ -127,9 +129,17 @@ class Network:
             self.unknown_peers += 1
             return
         try:
-            found[0].send(MESSAGE, encode(message))
+            if found[0].send(MESSAGE, encode(message)):
+                self._unflushed.add(found[0])
         except Refused:  # it takes no frames of that size: a setting of its own, which must not stop this node
             self._side.counters.dropped_messages["too_large"] += 1
+
+    def flush(self) -> None:
+        """See `Transport`."""
+        while self._unflushed:
+            connection = self._unflushed.pop().connection
+            if connection is not None:
+                connection.flush()
 
     async def __call__(self, leader: NodeId, data: bytes) -> Outcome:
         """See `Forward`."""
@@ -180,6 +190,9 @@ class Network:
         if message.sender != incoming.caller.node:
             raise Refused(f"a message of node {message.sender} came from node {incoming.caller.node}")
         driver.receive(message)
+        found = self._peers.get(message.sender)
+        if found is not None and found[0].connection is None:
+            found[0].hurry()  # it is there: whoever waits for it to come back need not wait any longer
 
     async def _on_propose(self, incoming: Incoming) -> bytes:
         driver = self._driven(incoming)

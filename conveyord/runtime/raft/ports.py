@@ -97,6 +97,9 @@ class Transport(Protocol):
     def send(self, message: Message) -> None:
         """Take a message along, or drop it, but do not wait."""
 
+    def flush(self) -> None:
+        """What was sent is all, for now."""
+
     async def send_snapshot(self, peer: NodeId, term: int, snapshot: SnapshotSource) -> bool:
         """Stream a snapshot to a peer, as the leader of `term`. Whether the peer has all of it, and its node was told
         before it said so.

@@ -109,6 +109,11 @@ class Connection:
         outbox.wake()
         return True
 
+    def flush(self) -> None:
+        """Write what is queued at once, as far as that goes without waiting."""
+        if self.ending is None:
+            self._outbox.flush()
+
     @property
     def queued_bytes(self) -> int:
         """What waits to be written."""
@@ -200,6 +205,7 @@ class Connection:
                         if self.ending is not None:
                             return
                 keeper.frames += len(frames)
+                self._handlers.after_frames()
                 outbox.flush()
                 count = await transport.receive_into(decoder.room())
                 keeper.receipts += 1

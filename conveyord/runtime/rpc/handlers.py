@@ -88,6 +88,8 @@ class Handlers:
 
     def __init__(self) -> None:
         self.by_method: dict[str, tuple[Mode, Any]] = {}
+        self.after_frames: Callable[[], None] = _nothing
+        """Called by the task that reads, once it has handed out all frames that came together."""
 
     def inline(self, method: str, handler: Inline) -> None:
         """Answer `method` within the task that reads."""
@@ -105,3 +107,7 @@ class Handlers:
         assert 0 < len(method) <= METHOD_CHARS_MAX, method
         assert method not in self.by_method, method
         self.by_method[method] = (mode, handler)
+
+
+def _nothing() -> None:
+    pass

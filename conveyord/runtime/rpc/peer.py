@@ -95,6 +95,10 @@ class Peer:
             self.connection = None
             self._tell(None)
 
+    def hurry(self) -> None:
+        """Try now, if it is waiting to try again: there is a sign that the other side is there."""
+        self._hurry.set()
+
     def _end_attempt(self) -> None:
         self._tried.set()
         self._tried, self._hurry = trio.Event(), trio.Event()
@@ -131,7 +135,7 @@ class Peer:
         """The connection; if there is none the one that is tried now. Raises Retryable if that does not succeed."""
         if self.connection is None:
             tried = self._tried
-            self._hurry.set()
+            self.hurry()
             await tried.wait()
         if self.connection is None:
             raise Retryable(f"{self._expects or 'the node'} at {self.address[0]}:{self.address[1]}: {self.reason}")

@@ -67,6 +67,9 @@ class Wire:
         if peer is not None and peer.driver is not None:
             peer.driver.receive(decode(encode(message)))
 
+    def flush(self) -> None:
+        pass
+
     async def send_snapshot(self, peer: NodeId, term: int, snapshot: SnapshotSource) -> bool:
         member, info = self._peer(peer), snapshot.info
         assert isinstance(info, SnapshotInfo)

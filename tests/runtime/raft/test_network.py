@@ -18,6 +18,7 @@ from conveyord.core.raft.messages import TimeoutNow
 from conveyord.core.raft.node import RaftNode
 from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.core.raft.state import Role
+from conveyord.core.retry import Backoff
 from conveyord.runtime.raft.driver import Driver
 from conveyord.runtime.raft.network import MESSAGE, PROPOSE, Network
 from conveyord.runtime.raft.outcomes import Done
@@ -123,6 +124,25 @@ async def test_a_node_that_was_away_gets_a_snapshot_over_its_own_connection(tmp_
         await reached(late.up, lambda standing: standing.applied >= 150)
         assert late.up._node.state.log.base.index >= 100
         assert late.values() == {1: 150}
+
+
+async def test_who_is_heard_again_is_dialled_at_once(tmp_path: Path) -> None:
+    """Else a node that comes back takes no part while the others wait to try it again."""
+    async with cluster(tmp_path, *NAMES, kind=Remote) as rig:
+        members = introduce(rig)
+        leader = await rig.leader()
+        late = next(member for member in members if member.up is not leader)
+        for member in members:
+            if member is not late and member.network is not None:
+                member.network.peer(late.name)._backoff = Backoff(base_seconds=10_000.0, cap_seconds=10_000.0)
+        await late.stop()
+        session = await opened(leader)
+        await trio.sleep(0.5)  # each has tried in vain, and waits
+        await rig.start(late)
+        introduce(rig)
+        done = await written(leader, session, 1, 1, 1)
+        assert isinstance(done, Done)
+        await reached(late.up, lambda standing: standing.applied >= done.index)
 
 
 async def test_who_is_no_member_may_not_speak_raft_and_nobody_for_another(tmp_path: Path) -> None:
