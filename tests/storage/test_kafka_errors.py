@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from typing import NoReturn
 
@@ -174,8 +175,9 @@ def test_who_tries_again_after_a_silence_is_not_silent_for_as_long(monkeypatch: 
         waits.append(timeout)
         raise KafkaException(KafkaError(KafkaError._TRANSPORT, "nobody answers"))
 
-    connection = Connection(NOBODY, {}, 5.0)
-    with monkeypatch.context() as patched:
+    # It listens, so that librdkafka does not hear a refusal meanwhile, which would end the waiting.
+    with socket.create_server(("127.0.0.1", 0)) as listener, monkeypatch.context() as patched:
+        connection = Connection(f"127.0.0.1:{listener.getsockname()[1]}", {}, 5.0)
         patched.setattr(AdminClient, "list_topics", unanswered)
         for _ in range(2):
             with pytest.raises(Retryable):
