@@ -18,7 +18,7 @@ from conveyord.storage.state_store.snapshot_file import SnapshotFile
 from conveyord.storage.state_store.store import StateStore
 from tests.storage.kv_state import MEMBERS, advance, check_state, entries, open_store
 from tests.storage.raft_log_rig import RESERVE_BYTES
-from tests.storage.state_store_rig import receive
+from tests.storage.state_store_rig import receive, snapshot_of
 
 APPLIED, SENT, END = 100, 150, 200
 
@@ -32,13 +32,8 @@ def home() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SnapshotFile]:
     """A leader's snapshot."""
-    with closing(open_store(tmp_path_factory.mktemp("leader"))) as leader:
-        advance(leader, SENT)
-        leader.snapshots.take()
-        newest = leader.snapshots.newest()
-        assert newest is not None
-        with newest:
-            yield newest
+    with snapshot_of(tmp_path_factory.mktemp("leader"), SENT) as found:
+        yield found
 
 
 @contextmanager

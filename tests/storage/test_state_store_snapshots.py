@@ -29,7 +29,7 @@ from conveyord.storage.state_store.schema import Place
 from conveyord.storage.state_store.snapshot_file import SnapshotFile
 from conveyord.storage.state_store.store import StateStore
 from tests.storage.kv_state import MEMBERS, MIGRATIONS, advance, check_state, crash_image, mark_of, open_store
-from tests.storage.state_store_rig import names, receive
+from tests.storage.state_store_rig import names, receive, snapshot_of
 
 SENT = 200
 HELD = 40
@@ -38,13 +38,8 @@ HELD = 40
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SnapshotFile]:
     """A leader's snapshot."""
-    with closing(open_store(tmp_path_factory.mktemp("leader"))) as leader:
-        advance(leader, SENT)
-        leader.snapshots.take()
-        newest = leader.snapshots.newest()
-        assert newest is not None
-        with newest:
-            yield newest
+    with snapshot_of(tmp_path_factory.mktemp("leader"), SENT) as found:
+        yield found
 
 
 @pytest.fixture

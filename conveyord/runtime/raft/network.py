@@ -164,7 +164,11 @@ class Network:
         async with dial_once(self._side, address, tls=self._tls, purpose=BULK, expects=peer) as connection:
             offer = _encode((term, snapshot_info.encode(info)))
             said = await connection.call(OFFER, offer, deadline_seconds=CHUNK_SECONDS)
+            before = -1
             while (offset := _decode_offset(said.payload)) < info.file_bytes:
+                if offset <= before:
+                    raise Retryable(f"node {peer} has {offset} bytes of the snapshot, as before the last chunk")
+                before = offset
                 chunk = await trio.to_thread.run_sync(snapshot.read_chunk, offset, CHUNK_BYTES)
                 place = _encode((info.digest, offset))
                 said = await connection.call(CHUNK, place, chunk, deadline_seconds=CHUNK_SECONDS)

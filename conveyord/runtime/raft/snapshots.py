@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from conveyord.core.errors import ConveyordError, Corrupt
+from conveyord.core.errors import ConveyordError, Corrupt, Retryable
 from conveyord.core.raft.messages import Event, SnapshotSent
 from conveyord.core.raft.node import RaftNode
 from conveyord.core.raft.types import NodeId
@@ -134,9 +134,10 @@ class Snapshots:
 
     async def _opened(self) -> SnapshotSource:
         """The newest snapshot that the log goes on from; it is taken if there is none."""
-        while True:
+        for _ in range(2):
             since = self._node.state.log.base.index
             found = await trio.to_thread.run_sync(self._state.open_snapshot, since)
             if found is not None:
                 return found
             await self.take()
+        raise Retryable("the state has not come to where the log begins yet; it is tried again")

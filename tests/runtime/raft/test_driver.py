@@ -9,11 +9,11 @@ import msgpack
 import pytest
 import trio
 
-from conveyord.core.errors import Refused, Retryable
+from conveyord.core.errors import Corrupt, Refused, Retryable
 from conveyord.core.raft.membership import Change, Standing
 from conveyord.core.raft.messages import Dropped, Heartbeat, NotLeader
 from conveyord.core.raft.state import Role
-from conveyord.runtime.raft.driver import COMMAND_BYTES_MAX
+from conveyord.runtime.raft.driver import COMMAND_BYTES_MAX, TICK
 from conveyord.runtime.raft.outcomes import Done, Unknown
 from conveyord.runtime.raft.snapshots import Policy
 from tests.runtime.raft.rig import WAIT_SECONDS, asked, cluster, opened, proposed, reached, written
@@ -181,6 +181,22 @@ async def test_who_waits_is_told_when_a_node_ends(tmp_path: Path) -> None:
         assert await proposed(leader, register()) == Dropped(leader._number, "this node has ended", None)
         with pytest.raises(Retryable, match="this node has ended"):
             await leader.read_index()
+
+
+async def test_what_fails_in_a_hurried_turn_ends_the_node_and_not_who_hurried(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as rig:
+        driver = await rig.leader()
+
+        def damaged(*_: object) -> None:
+            raise Corrupt("the logs differ")
+
+        driver._node.step = damaged  # type: ignore[method-assign]
+        driver.tell(TICK)
+        driver.hurry()
+        member = rig.wires.members["a"]
+        with trio.fail_after(WAIT_SECONDS):
+            await member.ended.wait()
+        assert isinstance(member.trouble, Corrupt)
 
 
 async def test_a_command_that_is_too_large_is_refused_and_the_largest_is_applied(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from conveyord.runtime.raft.network import MESSAGE, PROPOSE, Network
 from conveyord.runtime.raft.outcomes import Done
 from conveyord.runtime.raft.ports import LogPort, StatePort
 from conveyord.runtime.raft.proposer import Proposer
+from conveyord.runtime.raft.receiving import Receiving
 from conveyord.runtime.raft.snapshots import Policy
 from conveyord.runtime.rpc.dialing import dial_once
 from conveyord.runtime.rpc.greeting import Me, Side
@@ -124,6 +125,30 @@ async def test_a_node_that_was_away_gets_a_snapshot_over_its_own_connection(tmp_
         await reached(late.up, lambda standing: standing.applied >= 150)
         assert late.up._node.state.log.base.index >= 100
         assert late.values() == {1: 150}
+
+
+async def test_a_stream_of_which_nothing_arrives_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stuck(*_: object) -> int:
+        return 0
+
+    monkeypatch.setattr(Receiving, "chunk", stuck)
+    async with cluster(tmp_path, *NAMES, kind=Remote) as rig:
+        members = introduce(rig)
+        leader = await rig.leader()
+        await opened(leader)
+        sender = next(member for member in members if member.up is leader)
+        other = next(member for member in members if member.up is not leader)
+        assert sender.store is not None
+        assert sender.network is not None
+        sender.store.snapshots.take()
+        snapshot = sender.store.snapshots.newest()
+        assert snapshot is not None
+        with (
+            snapshot,
+            trio.fail_after(WAIT_SECONDS),
+            pytest.raises(Retryable, match="0 bytes of the snapshot, as before"),
+        ):
+            await sender.network.send_snapshot(other.name, 1, snapshot)
 
 
 async def test_who_is_heard_again_is_dialled_at_once(tmp_path: Path) -> None:
