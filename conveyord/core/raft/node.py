@@ -98,6 +98,8 @@ class RaftNode:
         )
         self._fetched: tuple[Entry, ...] = ()
         self.state.wait()
+        if self.state.membership.electorate == {node}:
+            self.state.election_at = now  # there is nobody to wait for
         # A reply that is meant for an earlier life of this node must fit no read of this one.
         self.state.asked = int(random() * NUMBERS)
 

@@ -47,6 +47,7 @@ from conveyord.core.raft.messages import (
     Transfer,
 )
 from conveyord.core.raft.node import RaftNode
+from conveyord.core.raft.progress import Mode
 from conveyord.core.raft.proposals import Proposals
 from conveyord.core.raft.state import Role
 from conveyord.core.raft.types import Entry, Mark, NodeId
@@ -78,6 +79,17 @@ class Standing(NamedTuple):
     leader: NodeId | None
     commit: int
     applied: int
+
+
+class PeerStatus(NamedTuple):
+    """How far another member is, as the leader knows. lag: entries that it misses. heard_seconds: since it answered."""
+
+    node: NodeId
+    match: int
+    lag: int
+    heard_seconds: float
+    is_caught_up: bool
+    gets_snapshot: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -128,6 +140,34 @@ class Driver:
         """Where the node stands now."""
         state = self._node.state
         return Standing(state.role, state.term, state.leader, state.commit, state.applied)
+
+    @property
+    def trouble(self) -> str:
+        """Why the disk is sick; empty if it is well."""
+        return self._health.trouble
+
+    @property
+    def membership(self) -> Membership:
+        """Who is a member, by the last entry in the log that says so, committed or not."""
+        return self._node.state.membership
+
+    def peers(self) -> tuple[PeerStatus, ...]:
+        """The others, in the order of their ids, if this node leads."""
+        state = self._node.state
+        if state.leading is None:
+            return ()
+        now, last, found = trio.current_time(), state.log.last, state.leading.peers
+        return tuple(
+            PeerStatus(
+                peer,
+                one.match,
+                last - one.match,
+                now - one.acked_at,
+                last - one.match <= state.options.promotion_lag,
+                one.mode is Mode.SNAPSHOT,
+            )
+            for peer, one in sorted(found.items())
+        )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part until cancelled. Raises what the log, the state or the node raises; see the module."""
