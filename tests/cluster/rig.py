@@ -40,6 +40,7 @@ class Started:
     options: dict[str, object] = field(default_factory=dict)
     node: Node | None = None
     failure: Exception | None = None
+    has_started: bool = False
     stop: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     has_ended: trio.Event = field(default_factory=trio.Event)
@@ -50,13 +51,13 @@ class Started:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         self.stop, self.has_ended, self.scope = trio.Event(), trio.Event(), trio.CancelScope()
-        self.failure = None
+        self.failure, self.has_started = None, False
         try:
             with self.scope:
-                await self._run(task_status)
+                await self._run(_Started(self, task_status))
         except Exception as error:  # noqa: BLE001 - tests look at it
             self.failure = error
-            if not task_status._called:
+            if not self.has_started:
                 task_status.started()
         finally:
             self.node = None
@@ -72,6 +73,18 @@ class Started:
         if "router" in settings.roles:
             services.append(RouterService(node, self.home, TIMEOUT_SECONDS))  # type: ignore[arg-type]
         await supervise(services, stop=self.stop, drain_seconds=10.0, task_status=task_status)
+
+
+class _Started:
+    """Remembers that a node told that it has started."""
+
+    def __init__(self, one: Started, status: trio.TaskStatus[None]) -> None:
+        self._one = one
+        self._status = status
+
+    def started(self, value: None = None) -> None:
+        self._one.has_started = True
+        self._status.started(value)
 
 
 class Rig:

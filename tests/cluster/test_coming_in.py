@@ -1,24 +1,57 @@
-"""How nodes come into a cluster, and out of it."""
+"""How nodes come into a cluster, come back to it, and leave it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from conveyord.core.state.commands import ConfigPut
-from tests.cluster.rig import free_port, rig
+import pytest
+
+from conveyord.cluster.ports import Removed
+from conveyord.core.errors import Refused, Retryable
+from conveyord.core.raft.membership import Change, Standing
+from conveyord.core.state.commands import ConfigPut, MemberForget, MemberState, SettingChange
+from conveyord.core.state.settings import DEAD_SERVER_SECONDS, TARGET_VOTERS
+from tests.cluster.rig import Rig, Started, free_port, rig
 
 VOTER, LEARNER = ("voter", "ready"), ("learner", "ready")
+THREE = dict.fromkeys("abc", VOTER)
+
+
+async def three(made: Rig, **options: object) -> dict[str, str]:
+    """Three voters; their addresses."""
+    ports = {name: await free_port() for name in "abc"}
+    join = tuple(f"127.0.0.1:{port}" for port in ports.values())
+    for name, port in ports.items():
+        await made.start(name, port=port, expect=3, join=join, **options)
+    await made.until_standings_of_leader(THREE)
+    return dict(zip("abc", join, strict=True))
+
+
+async def put(one: Started, key: str, value: bytes) -> int:
+    assert one.node is not None
+    return (await one.node.propose(ConfigPut(key, value, None), actor="test")).index
+
+
+async def get(one: Started, key: str) -> bytes | None:
+    assert one.node is not None
+    found = await one.node.read(lambda view: view.config(key))
+    return None if found.value is None else found.value.value
 
 
 async def test_one_node_is_a_cluster(tmp_path: Path) -> None:
     async with rig(tmp_path) as made:
         one = await made.start("a")
         await made.until_standings_of_leader({"a": VOTER})
-        assert one.node is not None
-        done = await one.node.propose(ConfigPut("k", b"v", None), actor="test")
-        answer = await one.node.read(lambda view: view.config("k"))
-        assert answer.value is not None
-        assert answer.value.changed == done.index
+        await put(one, "k", b"v")
+        assert await get(one, "k") == b"v"
+        await made.stop("a")
+        assert one.failure is None
+        again = await made.start("a")
+        await made.until_standings_of_leader({"a": VOTER})
+        assert await get(again, "k") == b"v"
+        assert again.node is not None
+        assert again.node.identity.incarnation == 2
 
 
 async def test_three_are_founded_whatever_the_order_and_a_fourth_learns(tmp_path: Path) -> None:
@@ -26,14 +59,182 @@ async def test_three_are_founded_whatever_the_order_and_a_fourth_learns(tmp_path
         ports = {name: f"127.0.0.1:{await free_port()}" for name in "abc"}
         for name in "cab":
             await made.start(name, port=int(ports[name].rpartition(":")[2]), expect=3, join=tuple(ports.values()))
-        await made.until_standings_of_leader(dict.fromkeys("abc", VOTER))
-        await made.start("d", expect=3, join=(ports["b"],))
-        await made.until_standings_of_leader({**dict.fromkeys("abc", VOTER), "d": LEARNER})
-        fourth = made.nodes["d"].node
-        assert fourth is not None
-        await fourth.propose(ConfigPut("k", b"v", None), actor="test")
-        answer = await fourth.read(lambda view: view.config("k"))
-        assert answer.value is not None
-        assert answer.value.value == b"v"
-        clusters = {one.node.identity.cluster for one in made.nodes.values() if one.node}
-        assert len(clusters) == 1
+        await made.until_standings_of_leader(THREE)
+        fourth = await made.start("d", expect=3, join=(ports["b"],))
+        await made.until_standings_of_leader({**THREE, "d": LEARNER})
+        await put(fourth, "k", b"v")
+        assert await get(made.nodes["a"], "k") == b"v"
+        assert len({one.node.identity.cluster for one in made.nodes.values() if one.node}) == 1
+
+
+async def test_founding_goes_on_where_all_were_killed_amid_it(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        ports = {name: await free_port() for name in "abc"}
+        join = tuple(f"127.0.0.1:{port}" for port in ports.values())
+        for round_ in range(6):
+            for name, port in ports.items():
+                await made.start(name, port=port, expect=3, join=join)
+            if round_ == 5:
+                break
+            await made.until(lambda: any((made.home / name / "founding.json").exists() for name in "abc"), "a promise")
+            for name in ports:
+                await made.kill(name)
+        await made.until_standings_of_leader(THREE)
+
+
+async def test_a_node_that_comes_back_elsewhere_is_found(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        await three(made)
+        leader = made.leader()
+        assert leader is not None
+        moved = next(name for name in "abc" if name != leader.name)
+        await made.stop(moved)
+        await made.until_standings_of_leader({**THREE, moved: ("voter", "down")})
+        made.nodes[moved].port = await free_port()
+        again = await made.start(moved)
+        await made.until_standings_of_leader(THREE)
+        await put(again, "k", b"v")
+        assert await get(again, "k") == b"v"
+
+
+async def test_the_leader_is_killed_and_another_leads(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        await three(made)
+        leader = made.leader()
+        assert leader is not None
+        await made.kill(leader.name)
+        other = next(made.nodes[name] for name in "abc" if name != leader.name)
+        await put(other, "k", b"v")
+        await made.until_standings_of_leader({**THREE, leader.name: ("voter", "down")})
+        await made.start(leader.name)
+        await made.until_standings_of_leader(THREE)
+
+
+async def test_a_leader_that_is_stopped_hands_over(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        await three(made)
+        leader = made.leader()
+        assert leader is not None
+        term = leader.node.standing.term  # type: ignore[union-attr]
+        await made.stop(leader.name)
+        new = made.leader()
+        assert new is not None
+        assert new.node.standing.term == term + 1  # type: ignore[union-attr]  # nobody had to wait and see
+        await made.until_standings_of_leader({**THREE, leader.name: ("voter", "down")})
+
+
+async def test_a_dead_voter_is_replaced_where_that_is_the_policy(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        join = tuple((await three(made)).values())
+        await made.start("d", expect=3, join=join)
+        await made.until_standings_of_leader({**THREE, "d": LEARNER})
+        leader = made.leader()
+        assert leader is not None
+        dead = next(name for name in "abc" if name != leader.name)
+        await made.kill(dead)
+        await made.until_standings_of_leader({**THREE, "d": LEARNER, dead: ("voter", "down")})
+        with pytest.raises(Refused, match="60"):
+            await leader.node.propose(SettingChange(DEAD_SERVER_SECONDS, 5, None), actor="test")  # type: ignore[union-attr]
+
+
+async def test_target_voters_is_kept_up_and_down(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        one = await made.start("a")
+        await made.start("b", join=(one.address,))
+        await made.until_standings_of_leader({"a": VOTER, "b": VOTER})
+        await made.start("c", join=(one.address,))
+        await made.start("s", join=(one.address,), roles=("sidecar",))
+        await made.until_standings_of_leader({**THREE, "s": LEARNER})
+        leader = made.leader()
+        assert leader is not None
+        assert leader.node is not None
+        await leader.node.propose(SettingChange(TARGET_VOTERS, 1, None), actor="test")
+        others = {name: LEARNER for name in "abcs" if name != leader.name}
+        await made.until_standings_of_leader({leader.name: VOTER, **others})
+
+
+async def test_a_node_that_is_removed_ends_and_may_come_back(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        await three(made)
+        leader = made.leader()
+        assert leader is not None
+        assert leader.node is not None
+        gone = next(name for name in "abc" if name != leader.name)
+        await leader.node.propose(MemberState(gone, 1, "left", None), actor="test")
+        await made.until(lambda: isinstance(made.nodes[gone].failure, Removed), "removed")
+        await made.until_standings_of_leader({**THREE, gone: (None, "left")})
+        await leader.node.propose(MemberForget(gone, None), actor="test")
+        await made.start(gone)
+        await made.until_standings_of_leader(THREE)
+
+
+async def test_a_node_that_was_removed_while_it_could_not_be_reached_hears_of_it(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        addresses = await three(made)
+        leader = made.leader()
+        assert leader is not None
+        assert leader.node is not None
+        gone = next(name for name in "abc" if name != leader.name)
+        await made.kill(gone)
+        await leader.node.change_members([Change(gone, Standing.GONE)])
+        await leader.node.propose(MemberState(gone, 1, "left", None), actor="test")
+        assert addresses
+        await made.start(gone)  # a new start: it is let in again, as a learner first
+        await made.until_standings_of_leader(THREE)
+
+
+async def test_who_is_refused(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        await three(made, secret="right")
+        address = made.nodes["a"].address
+        wrong = await made.start("x", join=(address,), secret="wrong", expect=3)
+        await made.until(lambda: wrong.node and "the secret of this cluster" in wrong.node.waiting, "told")
+        assert made.nodes["a"].node is not None
+        assert made.nodes["a"].node.side.counters.refused_connections["wrong_secret"] > 0
+        await made.stop("x")
+
+        foreign = await made.start("y", secret="right")  # a cluster of its own
+        await made.until(lambda: foreign.node and foreign.node.phase == "member", "its own")
+        await made.stop("y")
+        with pytest.raises(Refused, match="belongs to node y"):
+            raise (await started_on(made, "z", made.home / "y")).failure or AssertionError
+
+        copied = json.loads((made.home / "b" / "node.json").read_text())
+        (made.home / "copy").mkdir()
+        (made.home / "copy" / "node.json").write_text(json.dumps({**copied, "incarnation": copied["incarnation"] - 1}))
+        twin = Started("b", made.home / "copy", await free_port(), {"join": (address,), "secret": "right"})
+        await made.nursery.start(twin.run)
+        await made.until(lambda: twin.failure, "the twin is refused")
+        assert "two processes" in str(twin.failure) or "stop one of the two" in str(twin.failure)
+
+        wiped = await made.start("b2", join=(address,), secret="right", expect=3)
+        await made.until_standings_of_leader({**THREE, "b2": LEARNER})
+        assert wiped.node is not None
+
+
+async def started_on(made: Rig, name: str, home: Path) -> Started:
+    one = Started(name, home, await free_port())
+    await made.nursery.start(one.run)
+    return one
+
+
+async def test_a_node_with_an_empty_disk_is_not_taken_for_the_one_it_was(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        addresses = await three(made)
+        await made.stop("b")
+        await made.start("b")
+        await made.until_standings_of_leader(THREE)
+        await made.stop("b")
+        (made.home / "b").rename(made.home / "b-lost")
+        again = await made.start("b", join=tuple(addresses.values()))
+        await made.until(lambda: again.failure, "refused")
+        assert "incarnation" in str(again.failure)
+
+
+async def test_what_needs_a_cluster_says_what_is_waited_for(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        one = await made.start("a", expect=3, join=("127.0.0.1:1",))
+        assert one.node is not None
+        await made.until(lambda: one.node and "routers" in one.node.waiting, "it waits")
+        with pytest.raises(Retryable, match=r"1 of 3 routers are there \(a\); not reached: 127.0.0.1:1"):
+            await put(one, "k", b"v")

@@ -70,7 +70,7 @@ class Plan:
 def plan(sight: Sight) -> Plan:
     """The next step; an empty one if all is as it should be."""
     down = tuple(sorted(node for node, row in sight.rows.items() if _is_newly_down(sight, node, row)))
-    if sight.membership.is_joint:
+    if sight.membership.is_joint or not keeps_quorum(sight, sight.membership.voters):
         return Plan(down=down)
     for step in (_admit, _release, _bury, _demote, _promote):
         if (found := step(sight)) is not None:
