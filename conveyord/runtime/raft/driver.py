@@ -129,6 +129,8 @@ class Driver:
         self._has_ended = False
         self._failure: Exception | None = None
         self.dropped_messages = 0
+        self.on_new_leader: list[Callable[[NodeId], None]] = []
+        """Called when another node is known to lead, this one included. They must not raise."""
 
     @property
     def node_id(self) -> NodeId:
@@ -339,6 +341,9 @@ class Driver:
             return
         if now[:3] != before[:3]:
             log.info(_sentence(before, now), node=self.node_id, term=now.term, leader=now.leader)
+        if now.leader not in (None, before.leader):
+            for tell in self.on_new_leader:
+                tell(now.leader)
         if now.role is not Role.LEADER and before.role is Role.LEADER:
             self._snapshots.give_up()
         self._changed.set()

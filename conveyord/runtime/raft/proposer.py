@@ -58,6 +58,8 @@ class Proposer(Generic[CommandT]):
         self._open: dict[int, None] = {}  # in the order of their numbers
         self._window = trio.CapacityLimiter(WINDOW)
         self._opening = trio.Lock()
+        self._forwarding: dict[trio.CancelScope, NodeId] = {}
+        driver.on_new_leader.append(self._give_up_others)
 
     async def propose(self, command: CommandT, *, seconds: float) -> Done:
         """Have a command applied, and return where and with what reply; in so many seconds at most.
@@ -118,8 +120,13 @@ class Proposer(Generic[CommandT]):
         if leader == self._driver.node_id:
             return await self._proposed_here(data, attempt)
         before, attempt.may_be_there = attempt.may_be_there, True  # if this is cancelled
+        scope = trio.CancelScope()
+        self._forwarding[scope] = leader
         try:
-            outcome = await self._forward(leader, data)
+            with scope:
+                outcome = await self._forward(leader, data)
+            if scope.cancelled_caught:
+                return Unknown("another node leads now")
         except OutcomeUnknown as error:
             return Unknown(str(error))
         except Retryable as error:
@@ -128,8 +135,16 @@ class Proposer(Generic[CommandT]):
             if before:
                 raise OutcomeUnknown(f"{error}; an earlier attempt may be applied: look, then repeat") from error
             raise
+        finally:
+            del self._forwarding[scope]
         attempt.may_be_there = before
         return outcome
+
+    def _give_up_others(self, leader: NodeId) -> None:
+        """Nobody waits for what a former leader says: it may hang, and the command is safe to propose again."""
+        for scope, asked in self._forwarding.items():
+            if asked != leader:
+                scope.cancel()
 
     async def _proposed_here(self, data: bytes, attempt: _Attempt) -> Outcome:
         answer = _Answer()

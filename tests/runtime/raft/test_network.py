@@ -206,3 +206,31 @@ async def test_a_node_whose_address_is_not_known_is_not_proposed_to(tmp_path: Pa
         with pytest.raises(Retryable, match="the address of node z is not known"):
             await member.network("z", b"")
         assert Membership(frozenset({"a"})) == member.up._node.state.membership
+
+
+async def test_a_command_does_not_wait_for_a_former_leader_that_hangs(tmp_path: Path) -> None:
+    async with cluster(tmp_path, *NAMES, kind=Remote) as rig:
+        members = introduce(rig)
+        leader = await rig.leader()
+        asking = next(member for member in members if member.up is not leader)
+        assert asking.network is not None
+        network, asked = asking.network, list[str]()
+
+        async def hanging(to: str, data: bytes) -> Any:
+            asked.append(to)
+            if to == leader.node_id:
+                await trio.sleep_forever()
+            return await network(to, data)
+
+        proposer = Proposer(asking.up, hanging, KvSession())
+        async with trio.open_nursery() as nursery:
+
+            async def hand_over() -> None:
+                while not asked:
+                    await trio.sleep(0.01)
+                leader.transfer(None)
+
+            nursery.start_soon(hand_over)
+            with trio.fail_after(WAIT_SECONDS):
+                await proposer.propose(("write", 1, 1), seconds=WAIT_SECONDS)
+        assert asked[0] == leader.node_id
