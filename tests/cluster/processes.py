@@ -19,6 +19,7 @@ from typing import Any
 WAIT_SECONDS = 60.0
 ELECTION_SECONDS = 0.5
 POLL_SECONDS = 0.02
+ROOT = Path(__file__).parents[2]
 
 
 class Unanswered(Exception):
@@ -96,6 +97,7 @@ class NodeProcess:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     prefix: Sequence[str] = ()
     is_encrypted: bool = False
+    module: str = "conveyord"
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -110,9 +112,9 @@ class NodeProcess:
         self.home.mkdir(parents=True, exist_ok=True)
         config = self.home / "conveyord.toml"
         config.write_text(self._toml())
-        command = [*self.prefix, sys.executable, "-m", "conveyord", "start", "--config", str(config)]
+        command = [*self.prefix, sys.executable, "-m", self.module, "start", "--config", str(config)]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.home)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
 
     def _toml(self) -> str:
         tables: dict[str, dict[str, Any]] = {

@@ -122,3 +122,31 @@ def test_all_are_stopped_and_started_again(tmp_path: Path) -> None:
             node.start()
         made.until_members(THREE)
         assert get(made.nodes["c"], "k") == b"v"
+
+
+@pytest.mark.check
+def test_a_rolling_upgrade_between_two_protocols(tmp_path: Path) -> None:
+    """Old nodes and new ones work together; what is new can be used once the last is new, and no old one comes back."""
+    with processes(tmp_path) as made:
+        made.found("abc")
+        newer = {"value": base64.b64encode(b"v").decode()}
+        for number, name in enumerate("abc"):
+            node = made.nodes[name]
+            assert node.stop() == 0
+            node.module = "tests.cluster.next_version"
+            put(made.nodes["abc"[(number + 1) % 3]], f"k{number}", b"v")
+            node.start()
+            made.until_members(THREE)
+            if number < 2:
+                status, answer = until_answer(node, "PUT", "/config/v2-key", newer)
+                assert (status, answer["code"]) == (409, "PROTOCOL"), answer
+        until(lambda: made.nodes["a"].ask("PUT", "/config/v2-key", newer)[0] == 200, made.seen)
+        for node in made.nodes.values():
+            assert get(node, "v2-key") == b"v"
+            assert [get(node, f"k{number}") for number in range(3)] == [b"v"] * 3
+        old = made.nodes["b"]
+        assert old.stop() == 0
+        old.module = "conveyord"
+        old.start()
+        until(lambda: not old.is_up, made.seen)
+        assert "upgrade" in old.log.read_text()

@@ -17,7 +17,7 @@ from conveyord.core.planning.voters import Peer, Plan, Sight
 from conveyord.core.raft.membership import Membership
 from conveyord.core.raft.state import Role
 from conveyord.core.raft.types import NodeId
-from conveyord.core.state.commands import ClusterForm, ClusterRestored, MemberForget, MemberState
+from conveyord.core.state.commands import ClusterForm, ClusterRestored, MemberForget, MemberState, ProtocolRaise
 from conveyord.core.state.machine import PROTOCOL_MIN
 from conveyord.core.state.members import DOWN, LEFT
 from conveyord.core.state.rows import CLUSTER, MEMBERS, SETTINGS, STANDINGS, ClusterRow, MemberRow
@@ -88,9 +88,18 @@ class RouterService:
             await self._form(state)
         elif (history := await trio.to_thread.run_sync(load_restored, self._data_dir)) is not None:
             await self._after_restore(history, state)
+        elif (newest := self._newest_protocol(state)) > state.cluster.protocol:
+            await self._cluster.propose(ProtocolRaise(newest), actor=self._actor, seconds=STEP_SECONDS)
+            log.info("all members know a newer protocol, which is spoken from now on", protocol=newest)
         else:
             await self._carry_out(voters.plan(self._sight(state)), state)
         return index
+
+    @staticmethod
+    def _newest_protocol(state: _State) -> int:
+        """That every member knows, this program included. Until the last one is upgraded, all may still go back."""
+        known = [row.protocol_max for row in state.rows.values() if row.state != LEFT]
+        return min(known, default=0)
 
     def _sight(self, state: _State) -> Sight:
         timeout = self._timeout_seconds
