@@ -71,9 +71,8 @@ class Reader:
         finally:
             self._is_running = False
             self._questions.put(None)
-            ended = outcome.Error(Retryable("this node is being stopped; ask another one"))
             for task in tuple(self._waiting):
-                self._settle(task, ended)
+                self._settle(task, outcome.Error(Retryable("this node is being stopped; ask another one")))
 
     def _loop(self, token: trio.lowlevel.TrioToken) -> None:
         with closing(StateView(self._directory, generation=self._generation)) as view:
