@@ -38,6 +38,7 @@ BENCHMARKS = (
     "raft_log",
     "raft_snapshots",
     "rpc",
+    "daemon_start",
 )
 
 

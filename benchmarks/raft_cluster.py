@@ -1,11 +1,14 @@
-"""A cluster of three processes against raw SQLite on the same disk: commits, reads, a leader that is killed.
+"""A cluster of three processes against raw SQLite on the same disk: commits, reads, faults of the leader, snapshots.
 
-    python -m benchmarks.raft_cluster [--rounds 5] [--seconds 3] [--delay-ms 3] [--json PATH]
+    python -m benchmarks.raft_cluster [--rounds 7] [--seconds 1.5] [--delay-ms 3] [--faults 9] [--json PATH]
 
 Calibrated (notes/raft.md 5.2): every real commit of the baseline and of all nodes takes a fixed time longer, since the
 disks of shared machines move by factors within minutes. Rounds of both are in turn, ratios are of one round, the median
 of them is told. The baseline is one row of 200 bytes a transaction, `synchronous = FULL`, and group commits of as many
 rows as are outstanding. The cluster has sessions, audit, events and apply: a put is answered when it is applied.
+
+The load arises within the leader, by `Driver.propose`: what a client costs is not measured. The figures `client_*` are
+of real clients, by RPC from another process on the same two cores.
 """
 
 from __future__ import annotations
@@ -14,37 +17,21 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 import apsw
 import trio
 
-from benchmarks.raft_cluster_node import LEADS, OPTIONS, PUT, READ
-from conveyord.core.errors import ConveyordError
+from benchmarks.raft_cluster_faults import all_of
+from benchmarks.raft_cluster_node import PUT, READ, VALUE
+from benchmarks.raft_cluster_processes import CALL_SECONDS, Cluster, Intervals, percentile, running, spent
 from conveyord.runtime.rpc.connection import Connection
-from conveyord.runtime.rpc.dialing import dial_once
-from conveyord.runtime.rpc.greeting import Me, Side
-from conveyord.runtime.rpc.handlers import Handlers
-from conveyord.runtime.rpc.limits import Counters, Limits
 
-NAMES = ("a", "b", "c")
-DATA_BYTES = 200
 OUTSTANDING = (1, 64, 256)
-SIDE = Side(lambda: Me("", 1, "bench"), Handlers(), Limits(), Counters())
-CALL_SECONDS = 30.0
-WAIT_SECONDS = 60.0
-
-
-def percentile(seconds: list[float], share: float) -> float:
-    found = sorted(seconds)
-    return found[min(len(found) - 1, int(share * len(found)))]
+WARM_SECONDS = 0.5
 
 
 class Raw:
@@ -63,7 +50,7 @@ class Raw:
 
     def commits(self, rows: int, seconds: float) -> list[float]:
         """How long each commit of so many rows took."""
-        found, batch = list[float](), [(os.urandom(DATA_BYTES),)] * rows
+        found, batch = list[float](), [(os.urandom(len(VALUE)),)] * rows
         end = time.perf_counter() + seconds
         while (begun := time.perf_counter()) < end:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -74,150 +61,85 @@ class Raw:
         return found
 
 
-class Cluster:
-    """Three processes. connections: to each, while it is there."""
-
-    def __init__(self, home: Path, ports: dict[str, int], delay_seconds: float) -> None:
-        self._home, self._ports, self._delay_seconds = home, ports, delay_seconds
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-
-    def start(self, name: str) -> None:
-        settings = {
-            "name": name,
-            "home": str(self._home / name),
-            "peers": self._ports,
-            "delay_seconds": self._delay_seconds,
-        }
-        with (self._home / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.raft_cluster_node"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-            )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(settings).encode() + b"\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == b"ready\n", (self._home / f"{name}.log").read_text()[-2000:]
-        self._processes[name] = process
-
-    def kill(self, name: str) -> None:
-        process = self._processes.pop(name)
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-    def close(self) -> None:
-        for name in list(self._processes):
-            self.kill(name)
-
-    @asynccontextmanager
-    async def connected(self, name: str) -> AsyncIterator[Connection]:
-        async with dial_once(SIDE, ("127.0.0.1", self._ports[name])) as connection:
-            yield connection
-
-    async def leader(self, *, but: str = "") -> str:
-        with trio.fail_after(WAIT_SECONDS):
-            while True:
-                for name in self._processes.keys() - {but}:
-                    try:
-                        async with self.connected(name) as connection:
-                            if (await connection.call(LEADS, deadline_seconds=1.0)).payload:
-                                return name
-                    except ConveyordError:
-                        pass
-                await trio.sleep(0.01)
-
-
-async def calls(connection: Connection, method: str, outstanding: int, seconds: float) -> tuple[list[float], float]:
-    """How long each call took, and for how long calls were made."""
-    found, payload = list[float](), os.urandom(DATA_BYTES)
-    begun = trio.current_time()
+async def calls(connection: Connection, method: str, outstanding: int, seconds: float) -> Intervals:
+    """Calls by a client: when each was made and answered."""
+    found: Intervals = []
+    end = time.monotonic() + seconds
 
     async def caller() -> None:
-        while (called := trio.current_time()) < begun + seconds:
-            await connection.call(method, payload, deadline_seconds=CALL_SECONDS)
-            found.append(trio.current_time() - called)
+        while (called := time.monotonic()) < end:
+            await connection.call(method, VALUE, deadline_seconds=CALL_SECONDS)
+            found.append((called, time.monotonic()))
 
     async with trio.open_nursery() as nursery:
         for _ in range(outstanding):
             nursery.start_soon(caller)
-    return found, trio.current_time() - begun
+    return found
 
 
-async def failover(cluster: Cluster) -> float:
-    """Seconds from the SIGKILL of the leader to the next acknowledgement, by a client that asks the others."""
-    leader = await cluster.leader()
-    others = [name for name in NAMES if name != leader]
-    async with cluster.connected(others[0]) as connection:
-        await connection.call(PUT, b"x", deadline_seconds=CALL_SECONDS)
-        begun = trio.current_time()
-        await trio.to_thread.run_sync(cluster.kill, leader)
-        await connection.call(PUT, b"x", deadline_seconds=CALL_SECONDS)
-        seconds = trio.current_time() - begun
-    await trio.to_thread.run_sync(cluster.start, leader)
-    await cluster.leader()
-    return seconds
+def rate_of(found: Intervals) -> float:
+    """Answers per second."""
+    return len(found) / (max(end for _, end in found) - min(begun for begun, _ in found))
+
+
+def compared(name: str, ours: Intervals, theirs: list[float], rows: int) -> dict[str, float]:
+    """Ours to group commits of so many rows."""
+    return {
+        f"{name}_per_second": rate_of(ours),
+        f"{name}_throughput": rate_of(ours) / (rows * len(theirs) / sum(theirs)),
+        f"{name}_p50": percentile(spent(ours), 0.5) / percentile(theirs, 0.5),
+        f"{name}_p99": percentile(spent(ours), 0.99) / percentile(theirs, 0.99),
+    }
 
 
 async def one_round(raw: Raw, cluster: Cluster, seconds: float) -> dict[str, float]:
     found = dict[str, float]()
     leader = await cluster.leader()
+    await cluster.load(leader, PUT, 64, WARM_SECONDS)
+    for outstanding in OUTSTANDING:
+        theirs = await trio.to_thread.run_sync(raw.commits, outstanding, seconds)
+        found |= compared(
+            f"puts_{outstanding}", await cluster.load(leader, PUT, outstanding, seconds), theirs, outstanding
+        )
+        if outstanding == 1:
+            found["raw_1_p50_ms"] = 1000 * percentile(theirs, 0.5)
+    reads = await cluster.load(leader, READ, 256, seconds)
+    found["reads_256_per_second"] = rate_of(reads)
+    found["reads_to_writes"] = found["reads_256_per_second"] / found["puts_256_per_second"]
     async with cluster.connected(leader) as connection:
-        await calls(connection, PUT, 64, 0.5)
-        for outstanding in OUTSTANDING:
+        for outstanding in (1, 256):
             theirs = await trio.to_thread.run_sync(raw.commits, outstanding, seconds)
-            ours, spent = await calls(connection, PUT, outstanding, seconds)
-            rate = len(ours) / spent
-            found[f"puts_{outstanding}_per_second"] = rate
-            found[f"throughput_{outstanding}"] = rate / (outstanding * len(theirs) / sum(theirs))
-            found[f"p50_{outstanding}"] = percentile(ours, 0.5) / percentile(theirs, 0.5)
-            found[f"p99_{outstanding}"] = percentile(ours, 0.99) / percentile(theirs, 0.99)
-        reads, spent = await calls(connection, READ, 256, seconds)
-        found["reads_256_per_second"] = len(reads) / spent
-        found["reads_to_writes"] = found["reads_256_per_second"] / found["puts_256_per_second"]
+            ours = await calls(connection, PUT, outstanding, seconds)
+            found |= compared(f"client_puts_{outstanding}", ours, theirs, outstanding)
+        found["client_reads_to_writes"] = (
+            rate_of(await calls(connection, READ, 256, seconds)) / found["client_puts_256_per_second"]
+        )
     return found
 
 
-async def measured(rounds: int, seconds: float, delay_seconds: float, failovers: int) -> dict[str, object]:
+async def measured(rounds: int, seconds: float, delay_seconds: float, faults: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="conveyord-raft-cluster-") as name:
         home = Path(name)
-        ports = dict(zip(NAMES, await free_ports(len(NAMES)), strict=True))
-        cluster, raw = Cluster(home, ports, delay_seconds), Raw(home, delay_seconds)
-        try:
-            for node in NAMES:
-                await trio.to_thread.run_sync(cluster.start, node)
+        raw = Raw(home, delay_seconds)
+        async with running(home, delay_seconds) as cluster:
             found = [await one_round(raw, cluster, seconds) for _ in range(rounds)]
-            gaps = [await failover(cluster) / OPTIONS.election_timeout_seconds for _ in range(failovers)]
-        finally:
-            cluster.close()
-    figures = {key: round(statistics.median(one[key] for one in found), 3) for key in found[0]}
-    figures["failover_timeouts_p50"] = round(statistics.median(gaps), 2)
-    figures["failover_timeouts_max"] = round(max(gaps), 2)
-    return {"rounds": rounds, "delay_seconds": delay_seconds, "failovers": failovers, **figures}
-
-
-async def free_ports(count: int) -> list[int]:
-    listeners = [(await trio.open_tcp_listeners(0, host="127.0.0.1"))[0] for _ in range(count)]
-    ports = [listener.socket.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        await listener.aclose()
-    return ports
+            faulty = await all_of(cluster, faults) if faults else {}
+    figures = {key: statistics.median(one[key] for one in found) for key in found[0]} | faulty
+    told = {key: round(figure, 3) for key, figure in figures.items()}
+    return {"rounds": rounds, "delay_seconds": delay_seconds, "faults": faults, **told}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
     parser.add_argument("--delay-ms", type=float, default=3.0, help="that every commit takes longer")
-    parser.add_argument("--failovers", type=int, default=9)
+    parser.add_argument("--faults", type=int, default=9, help="how often the leader is killed and hands over")
     parser.add_argument("--json", type=Path, help="where to write the result")
     given = parser.parse_args()
-    run: Callable[[], object] = partial(measured, given.rounds, given.seconds, given.delay_ms / 1000, given.failovers)
-    text = json.dumps(trio.run(run), indent=2)  # type: ignore[arg-type]
+    text = json.dumps(
+        trio.run(partial(measured, given.rounds, given.seconds, given.delay_ms / 1000, given.faults)), indent=2
+    )
     print(text)
     if given.json:
         given.json.write_text(text + "\n")

@@ -29,7 +29,7 @@ class Peer(Struct, frozen=True, kw_only=True):
 
 
 class Status(Reply, frozen=True, kw_only=True):
-    """phase: `seeking` (no cluster yet), `member`, or `draining`. waiting: for what, in a sentence; empty if for nothing.
+    """phase: `seeking` (no cluster yet), `member`, or `draining`. waiting: for what, in a sentence; empty: for nothing.
 
     raft: `leader`, `follower`, `candidate` or `learner`; empty while seeking. peers: as the leader alone knows.
     """
@@ -391,16 +391,24 @@ class BackupCleanup(Request, frozen=True, kw_only=True):
 
 
 class Backup(Struct, frozen=True, kw_only=True):
-    """fault: why it is of no use; empty for a whole one."""
+    """state_index: of the last entry in it. by: who asked for it, and of which node.
+
+    fault: why it is of no use, and then nothing else is known of it; empty for a whole one.
+    """
 
     id: str
-    cluster: str
-    state_index: int
-    version: str
-    created_at_ms: int
-    file_bytes: int
-    state_bytes: int
-    digest: str
+    cluster: str = ""
+    history: str = ""
+    state_index: int = 0
+    voters: tuple[str, ...] = ()
+    learners: tuple[str, ...] = ()
+    protocol: int = 0
+    version: str = ""
+    created_at_ms: int = 0
+    by: str = ""
+    file_bytes: int = 0
+    state_bytes: int = 0
+    digest: str = ""
     fault: str = ""
 
 

@@ -15,8 +15,14 @@ import click
 from conveyord import __version__
 from conveyord.cli.audit import audit
 from conveyord.cli.buffer import buffer
+from conveyord.cli.check_config import check_config
 from conveyord.cli.create import create
+from conveyord.cli.ctl.completion import completion
+from conveyord.cli.ctl.verbs import VERBS
+from conveyord.cli.default_verb import DefaultVerb
+from conveyord.cli.dev import dev
 from conveyord.cli.dlq import dlq
+from conveyord.cli.doctor import doctor
 from conveyord.cli.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, silence_stdout
 from conveyord.cli.fmt import fmt
 from conveyord.cli.graph import graph
@@ -25,16 +31,19 @@ from conveyord.cli.produce import produce
 from conveyord.cli.query import query
 from conveyord.cli.run import run
 from conveyord.cli.schema import schema
+from conveyord.cli.start import start
 from conveyord.cli.test import test
 from conveyord.cli.validate import validate
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(context_settings=_SETTINGS)
+@click.group(cls=DefaultVerb, context_settings=_SETTINGS)
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def conveyord() -> None:
     """Move records into lakehouse tables, exactly once.
+
+    Options without a verb are those of `start`: `conveyord --roles router` starts a node.
 
     \b
     Exit codes: 0 done, 1 it failed, 2 the command line or a file is wrong,
@@ -45,9 +54,16 @@ def conveyord() -> None:
 @click.group(context_settings=_SETTINGS)
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def conveyorctl() -> None:
-    """Look into what conveyord keeps."""
+    """Ask nodes, and look into what conveyord keeps.
+
+    \b
+    Exit codes: 0 done, 1 it failed, 2 the command line, a file or a setting is wrong,
+    4 done in part, 124 no answer in time, 130 or 143 stopped by Ctrl-C or SIGTERM.
+    """
 
 
+for _verb in (start, dev, check_config, doctor):
+    conveyord.add_command(_verb)
 conveyord.add_command(run)
 conveyord.add_command(graph)
 conveyord.add_command(test)
@@ -57,6 +73,9 @@ for _command in (create, fmt, plugins, schema, validate):
 for _command in (query, audit, buffer, dlq):
     conveyord.add_command(_command)
     conveyorctl.add_command(_command)
+for _command in VERBS:
+    conveyorctl.add_command(_command)
+conveyord.add_command(completion)
 
 
 def invoke(group: click.Group, name: str, arguments: Sequence[str] | None = None) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import structlog
 import trio
@@ -21,9 +22,11 @@ from conveyord.core.state.members import DOWN, JOINING, LEFT, READY
 from conveyord.core.state.rows import CLUSTER, MEMBERS, STANDINGS, MemberRow
 from conveyord.runtime.rpc.greeting import Side
 from conveyord.storage.identity import Identity
+from conveyord.storage.state.reading import Answer, StateView
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
 AGAIN_SECONDS = 0.5  # before the cluster is told again what it has not heard
 LONELY_TIMEOUTS = 5  # without a leader, before others are asked whether this node is still a member
 PROPOSE_SECONDS = 10.0
@@ -70,13 +73,13 @@ class Presence:
     async def _follow_addresses(self) -> None:
         member = self._member
         while True:
-            found = await member.read(lambda view: view.members(), stale=True)
+            found = await self._look(lambda view: view.members())
             rows = {one.node: one.row.rpc_address for one in found.value if one.row is not None}
             if rows:
                 self._early = {one.node: self._early[one.node] for one in found.value if one.node in self._early}
             self._addresses = self._early | rows
             self._know()
-            cluster = await member.read(lambda view: view.cluster(), stale=True)
+            cluster = await self._look(lambda view: view.cluster())
             member.protocol = cluster.value.protocol
             await member.watches.wait_beyond((MEMBERS, STANDINGS, CLUSTER), found.index, seconds=FOREVER_SECONDS)
 
@@ -114,8 +117,17 @@ class Presence:
 
     async def _row(self) -> tuple[int, MemberRow | None]:
         node = self._identity.node
-        found = await self._member.read(lambda view: view.member(node), stale=True)
+        found = await self._look(lambda view: view.member(node))
         return found.index, None if found.value is None else found.value.row
+
+    async def _look(self, question: Callable[[StateView], Answer[T]]) -> Answer[T]:
+        """What the state of this node says; between two states there may be none for a moment."""
+        while True:
+            try:
+                return await self._member.read(question, stale=True)
+            except Retryable as error:
+                self.waiting = f"the state of this node cannot be read: {error}"
+                await trio.sleep(AGAIN_SECONDS)
 
     async def _introduce(self) -> None:
         """By Raft where the leader is known; else by whoever can be reached, as the leader may not know the address."""

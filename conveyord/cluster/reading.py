@@ -39,6 +39,7 @@ class Reader:
     async def ask(self, question: Callable[[StateView], Answer[T]]) -> Answer[T]:
         """What the state of this node says. Raises what the question raises, and Retryable if nobody answers."""
         if not self._is_running:
+            await trio.lowlevel.checkpoint_if_cancelled()  # who ends with the reader is not to take it for a failure
             raise Retryable("the state of this node cannot be read now; try again")
         if len(self._waiting) >= QUESTIONS_MAX:
             raise Retryable(f"{QUESTIONS_MAX} reads wait here already; try again later")
@@ -50,7 +51,11 @@ class Reader:
             self._waiting.discard(task)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        answer: Answer[T] = await trio.lowlevel.wait_task_rescheduled(give_up)
+        try:
+            answer: Answer[T] = await trio.lowlevel.wait_task_rescheduled(give_up)
+        except Retryable:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            raise
         return answer
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

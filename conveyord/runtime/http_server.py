@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 import h11
 import structlog
@@ -41,7 +41,8 @@ BODY_METHODS = frozenset({"PATCH", "POST", "PUT"})  # who sends these must say w
 @dataclass(frozen=True, slots=True)
 class Limits:
     """head_seconds: for a handshake, and for a head from its first byte. piece_seconds: between two pieces, and for
-    which a connection may be idle. request_seconds: from the first byte of a request to its last.
+    which a connection may be idle. request_seconds: from the first byte of a request to its last. are_lengths_needed:
+    whether a method of `BODY_METHODS` without a body must say so, or is told 411.
     """
 
     body_bytes_max: int
@@ -50,15 +51,21 @@ class Limits:
     head_seconds: float
     piece_seconds: float
     request_seconds: float
+    are_lengths_needed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A request without its body. headers: by lower-case name, several of one name joined by commas."""
+    """A request without its body. headers: by lower-case name, several of one name joined by commas.
+
+    peer: the IP address that it came from; empty if that cannot be told. is_encrypted: by TLS, here.
+    """
 
     method: str
     target: str
     headers: Mapping[str, str]
+    peer: str = ""
+    is_encrypted: bool = False
 
     @property
     def path(self) -> str:
@@ -68,9 +75,14 @@ class Head:
         return target.partition("?")[0]
 
     @property
-    def is_all(self) -> bool:
-        """Whether no body follows: none is announced (RFC 9112, 6.3), nor would the method need one."""
-        return self.method not in BODY_METHODS and not {"content-length", "transfer-encoding"} & self.headers.keys()
+    def query(self) -> str:
+        """What the target says behind its path; empty if it says nothing."""
+        return self.target.partition("?")[2]
+
+    @property
+    def announces_body(self) -> bool:
+        """Whether a body follows (RFC 9112, 6.3)."""
+        return bool({"content-length", "transfer-encoding"} & self.headers.keys())
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +154,13 @@ class Held:
         self.body, self.size = b"", 0
 
 
+class _Caller(NamedTuple):
+    """See `Head`."""
+
+    peer: str
+    is_encrypted: bool
+
+
 Admit = Callable[[Head], None]
 """Looks at a head, and raises Declined for what is not to be read."""
 Respond = Callable[[Head, Held], Awaitable[Answer]]
@@ -151,7 +170,10 @@ Respond = Callable[[Head, Held], Awaitable[Answer]]
 class HttpServer:
     """Serves one handler on one or several listeners. One use."""
 
-    def __init__(self, admit: Admit, respond: Respond, limits: Limits, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, admit: Admit, respond: Respond, limits: Limits, *, tls: Callable[[], ssl.SSLContext] | None = None
+    ) -> None:
+        """tls: asked for each connection, so that a renewed certificate is shown; must not block for long."""
         self._admit = admit
         self._respond = respond
         self._limits = limits
@@ -204,10 +226,10 @@ class HttpServer:
         stream: trio.abc.Stream = socket
         try:
             if self._tls is not None:
-                stream = encrypted = trio.SSLStream(socket, self._tls, server_side=True, https_compatible=True)
+                stream = encrypted = trio.SSLStream(socket, self._tls(), server_side=True, https_compatible=True)
                 with trio.fail_after(self._limits.head_seconds):
                     await encrypted.do_handshake()
-            await self.converse(stream)
+            await self.converse(stream, peer=_peer_of(socket), is_encrypted=self._tls is not None)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ssl.SSLError):
             pass  # the client went away, or dawdles: there is nobody to tell
         finally:
@@ -219,20 +241,20 @@ class HttpServer:
         """What the requests that are under way hold together."""
         return self._holdings.bytes
 
-    async def converse(self, stream: trio.abc.Stream) -> None:
-        """Answer the requests of one connection, one after the other, and close it.
+    async def converse(self, stream: trio.abc.Stream, *, peer: str = "", is_encrypted: bool = False) -> None:
+        """Answer the requests of one connection, one after the other, and close it. peer, is_encrypted: see `Head`.
 
         Raises what trio does if the other side is gone or dawdles.
         """
         async with stream:
-            await self._converse(stream)
+            await self._converse(stream, _Caller(peer, is_encrypted))
 
-    async def _converse(self, stream: trio.abc.Stream) -> None:
+    async def _converse(self, stream: trio.abc.Stream, caller: _Caller) -> None:
         wire = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
         while not self._is_draining:
             head: Head | None = None
             try:
-                deadline, head = await self._head(wire, stream)
+                deadline, head = await self._head(wire, stream, caller)
                 if head is None:
                     return
                 answer = await self._answered(wire, stream, head, deadline)
@@ -247,7 +269,7 @@ class HttpServer:
                 return
             wire.start_next_cycle()
 
-    async def _head(self, wire: h11.Connection, stream: trio.abc.Stream) -> tuple[float, Head | None]:
+    async def _head(self, wire: h11.Connection, stream: trio.abc.Stream, caller: _Caller) -> tuple[float, Head | None]:
         """The next request's head, and until when the request must be whole. None if there is none any more."""
         began = trio.current_time()
         event = wire.next_event()
@@ -276,10 +298,14 @@ class HttpServer:
         for raw_name, raw_value in event.headers:
             name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        head = Head(event.method.decode("ascii"), event.target.decode("ascii", "replace"), headers)
-        if head.is_all:
+        head = Head(event.method.decode("ascii"), event.target.decode("ascii", "replace"), headers, *caller)
+        if self._is_all(head):
             wire.next_event()  # its end; read here, so that the connection goes on also if the head alone is answered
         return began + self._limits.request_seconds, head
+
+    def _is_all(self, head: Head) -> bool:
+        """Whether no body follows: none is announced, nor would one be needed."""
+        return not head.announces_body and not (self._limits.are_lengths_needed and head.method in BODY_METHODS)
 
     async def _answered(self, wire: h11.Connection, stream: trio.abc.Stream, head: Head, deadline: float) -> Answer:
         self._admit(head)
@@ -293,7 +319,7 @@ class HttpServer:
     async def _body(
         self, wire: h11.Connection, stream: trio.abc.Stream, head: Head, held: Held, deadline: float
     ) -> bytes:
-        if head.is_all:
+        if self._is_all(head):
             return b""
         limit, length = self._limits.body_bytes_max, head.headers.get("content-length")
         if length is None and "transfer-encoding" not in head.headers:
@@ -346,6 +372,13 @@ class HttpServer:
             left = LINGER_BYTES_MAX
             while left > 0 and (data := await stream.receive_some(RECEIVE_BYTES)):
                 left -= len(data)
+
+
+def _peer_of(stream: trio.SocketStream) -> str:
+    try:
+        return str(stream.socket.getpeername()[0])
+    except OSError:  # it is gone already
+        return ""
 
 
 def _too_large(limit: int) -> Declined:

@@ -71,7 +71,7 @@ class Started:
         self.node = node = Node(settings, identity, listeners)
         services = [node]
         if "router" in settings.roles:
-            services.append(RouterService(node, self.home, TIMEOUT_SECONDS))  # type: ignore[arg-type]
+            services.append(RouterService(node, TIMEOUT_SECONDS))  # type: ignore[arg-type]
         await supervise(services, stop=self.stop, drain_seconds=10.0, task_status=task_status)
 
 

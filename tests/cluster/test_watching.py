@@ -37,7 +37,9 @@ async def test_who_waits_is_woken_by_what_it_waits_for_and_nothing_else(tmp_path
         async with trio.open_nursery() as nursery:
             for topic in (CONFIG, SETTINGS):
                 nursery.start_soon(wait, topic)
-            await made.until(lambda: node.member.watches._count == 2, "they wait")
+            await made.until(
+                lambda: all(node.member.watches._waiting[topic] for topic in (CONFIG, SETTINGS)), "they wait"
+            )
             await put(made.nodes["a"], "k", b"1")
             await made.until(lambda: woken == [CONFIG], "woken")
             await node.propose(SettingChange("events_max", 500, None), actor="test")

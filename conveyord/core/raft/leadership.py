@@ -23,7 +23,7 @@ from conveyord.core.raft.messages import (
 from conveyord.core.raft.progress import Progress
 from conveyord.core.raft.quorum import has_quorum
 from conveyord.core.raft.reading import answer
-from conveyord.core.raft.replication import appended, send_entries, send_heartbeats, take
+from conveyord.core.raft.replication import appended, send_entries, send_heartbeats, take, tell_commit
 from conveyord.core.raft.state import NEVER, Leadership, Role, State
 from conveyord.core.raft.types import ENTRY_BYTES, Entry, Kind, make_entry
 
@@ -72,6 +72,8 @@ def tick(state: State, leading: Leadership) -> None:
     if state.now >= leading.heartbeat_at:
         send_heartbeats(state, leading)
         urge(state, leading)
+    if state.now >= leading.tell_at:
+        tell_commit(state, leading)
 
 
 # ------------------------------------------------------------------------------ proposals

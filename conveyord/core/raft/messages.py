@@ -7,6 +7,7 @@ matter; it drops what is foreign before it gets here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from conveyord.core.raft.membership import Change, Membership
 from conveyord.core.raft.types import Entry, HardState, Mark, NodeId
@@ -257,12 +258,11 @@ class Write:
     install: Install | None
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """A proposal is in the leader's log, at this index and term. It is not committed yet."""
 
     number: int
-    index: int
+    index: int  # type: ignore[assignment]  # as in `Entry`
     term: int
 
 

@@ -110,7 +110,7 @@ class RaftNode:
         leading = state.leading
         if leading is None:
             return min(state.election_at, state.forwarded_until)
-        return min(leading.heartbeat_at, leading.quorum_at, leading.transfer_until)
+        return min(leading.heartbeat_at, leading.quorum_at, leading.transfer_until, leading.tell_at)
 
     def step(self, event: Event, now: float) -> None:
         """Take one event. `now` never goes back. Raises Corrupt where the logs of two nodes cannot both be right."""

@@ -29,6 +29,9 @@ class Proposals:
     def __len__(self) -> int:
         return sum(map(len, self._slots.values()))
 
+    def __bool__(self) -> bool:
+        return bool(self._slots)
+
     def accepted(self, number: int, index: int, term: int) -> None:
         """A proposal is in the log. An index may be taken again in a later term."""
         self._slots.setdefault(index, []).append(Slot(term, number))
@@ -36,6 +39,8 @@ class Proposals:
     def applied(self, index: int, term: int) -> tuple[list[int], list[int]]:
         """The entry at `index` was applied: the numbers that it answers, and those that are lost."""
         slots = self._slots.pop(index, ())
+        if len(slots) == 1 and slots[0].term == term:
+            return [slots[0].number], []  # as nearly always
         return [slot.number for slot in slots if slot.term == term], [s.number for s in slots if s.term != term]
 
     def skipped(self, index: int) -> list[int]:

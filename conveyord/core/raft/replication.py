@@ -19,7 +19,7 @@ from conveyord.core.raft.messages import (
 )
 from conveyord.core.raft.progress import Mode
 from conveyord.core.raft.quorum import committed_index
-from conveyord.core.raft.state import Leadership, State
+from conveyord.core.raft.state import NEVER, Leadership, State
 from conveyord.core.raft.types import Entry, Kind, NodeId, is_whole, size_of
 
 # ------------------------------------------------------------------------------ the leader
@@ -109,8 +109,9 @@ def on_append_reply(state: State, leading: Leadership, message: AppendReply) -> 
         if progress.mode is Mode.PROBE or (progress.mode is Mode.SNAPSHOT and progress.match >= state.log.base.index):
             progress.replicate()
         advance_commit(state, leading)
+    send_entries(state, leading, message.sender)
     # It may have been at a limit when something was committed, and nothing follows that would tell it.
-    send_entries(state, leading, message.sender, even_if_none=progress.told < state.commit)
+    _owe_commit(state, leading)
 
 
 def _on_rejected(state: State, leading: Leadership, message: AppendReply) -> None:
@@ -159,8 +160,28 @@ def advance_commit(state: State, leading: Leadership) -> None:
         return
     leading.uncommitted_bytes -= state.log.size(max(state.commit + 1, leading.first), index + 1)
     state.commit = index
-    for peer in leading.peers:
-        send_entries(state, leading, peer, even_if_none=True)
+    broadcast(state, leading)
+    _owe_commit(state, leading)
+
+
+def _owe_commit(state: State, leading: Leadership) -> None:
+    """See to it that every peer learns what is committed: by the next entries that go to it, or else in a moment.
+
+    A message of its own at once would cost each peer a turn and the leader a reply, just when the leader applies what
+    it is waited for, and under load the next entries are about to go out.
+    """
+    if state.options.tell_seconds == 0:
+        tell_commit(state, leading)
+    elif leading.tell_at == NEVER and any(progress.told < state.commit for progress in leading.peers.values()):
+        leading.tell_at = state.now + state.options.tell_seconds
+
+
+def tell_commit(state: State, leading: Leadership) -> None:
+    """Tell those peers what is committed that nothing has told. Who is at its limits is told after its next reply."""
+    leading.tell_at = NEVER
+    for peer, progress in leading.peers.items():
+        if progress.told < state.commit:
+            send_entries(state, leading, peer, even_if_none=True)
 
 
 # ------------------------------------------------------------------------------ the followers

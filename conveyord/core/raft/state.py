@@ -47,7 +47,8 @@ class Role(Enum):
 class Leadership:
     """What only a leader knows. first: the index of its own first entry. quorum_at: when it looks next who was heard.
 
-    transfer_until: when it gives up handing over to `transfer_to`. uncommitted_bytes: of its own entries.
+    transfer_until: when it gives up handing over to `transfer_to`. uncommitted_bytes: of its own entries. tell_at: when
+    peers are told of what is committed, if nothing that was sent to them until then has told them.
     """
 
     first: int
@@ -58,6 +59,7 @@ class Leadership:
     uncommitted_bytes: int = 0
     transfer_to: NodeId | None = None
     transfer_until: float = NEVER
+    tell_at: float = NEVER
 
 
 @dataclass(slots=True, eq=False)

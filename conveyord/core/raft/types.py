@@ -105,11 +105,13 @@ class Options:
     uncommitted_bytes: proposals beyond it are dropped, as a leader that cannot commit must not fill its disk; so they
     are where its own disk lags that much. window_bytes: of committed entries held in memory; older ones are read from
     the disk. promotion_lag: how many entries a learner may miss and still be made a voter. reads: that wait to be
-    confirmed, and then for the state.
+    confirmed, and then for the state. tell_seconds: for which others learn later what is committed, unless entries
+    tell them; 0 tells them at once.
     """
 
     election_timeout_seconds: float = 1.0
     heartbeat_seconds: float = 0.2
+    tell_seconds: float = 0.002
     append_bytes: int = 1 << 20
     inflight_messages: int = 64
     inflight_bytes: int = 8 << 20

@@ -67,7 +67,8 @@ class PushSource:
             intake = await self._opened(fences)
             out.on_settled(intake.settled)
             reception = Reception(self._config, self._push, self._context, intake, token=token)
-            server = HttpServer(reception.admit, reception.respond, self._limits(), tls=tls)
+            shown = None if tls is None else lambda: tls
+            server = HttpServer(reception.admit, reception.respond, self._limits(), tls=shown)
             self._announce(listeners[0].socket.getsockname()[1], is_clear=tls is None)
             over = trio.Event()
             with unwrapped():

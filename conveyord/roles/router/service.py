@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import structlog
 import trio
 
 from conveyord.cluster.ports import Cluster
-from conveyord.cluster.restored_file import forget_restored, load_restored
 from conveyord.core.errors import ConveyordError
 from conveyord.core.planning import voters
 from conveyord.core.planning.voters import Peer, Plan, Sight
 from conveyord.core.raft.membership import Membership
 from conveyord.core.raft.state import Role
 from conveyord.core.raft.types import NodeId
-from conveyord.core.state.commands import ClusterForm, ClusterRestored, MemberForget, MemberState, ProtocolRaise
+from conveyord.core.state.commands import ClusterForm, MemberState, ProtocolRaise
 from conveyord.core.state.machine import PROTOCOL_MIN
 from conveyord.core.state.members import DOWN, LEFT
 from conveyord.core.state.rows import CLUSTER, MEMBERS, SETTINGS, STANDINGS, ClusterRow, MemberRow
@@ -52,10 +50,8 @@ class RouterService:
 
     name = "router"
 
-    def __init__(self, cluster: Cluster, data_dir: Path, election_timeout_seconds: float) -> None:
-        """data_dir: where a restore may have left word (`storage/backup`)."""
+    def __init__(self, cluster: Cluster, election_timeout_seconds: float) -> None:
         self._cluster = cluster
-        self._data_dir = data_dir
         self._timeout_seconds = election_timeout_seconds
         self._actor = cluster.identity.node
 
@@ -86,8 +82,6 @@ class RouterService:
         index, state = await self._cluster.read(_look)
         if not state.cluster.id:
             await self._form(state)
-        elif (history := await trio.to_thread.run_sync(load_restored, self._data_dir)) is not None:
-            await self._after_restore(history, state)
         elif (newest := self._newest_protocol(state)) > state.cluster.protocol:
             await self._cluster.propose(ProtocolRaise(newest), actor=self._actor, seconds=STEP_SECONDS)
             log.info("all members know a newer protocol, which is spoken from now on", protocol=newest)
@@ -117,17 +111,6 @@ class RouterService:
         assert cluster is not None, state
         await self._cluster.propose(ClusterForm(cluster, PROTOCOL_MIN), actor=self._actor, seconds=STEP_SECONDS)
         log.info("the cluster has its name", cluster=cluster)
-
-    async def _after_restore(self, history: str, state: _State) -> None:
-        """Tell watchers that this is another history, and forget the nodes of before: their data is of no use here."""
-        if state.cluster.history != history:
-            await self._cluster.propose(ClusterRestored(history), actor=self._actor, seconds=STEP_SECONDS)
-        for node, row in state.rows.items():
-            if node not in state.membership.everyone:
-                await self._mark(row, LEFT)
-                await self._cluster.propose(MemberForget(node), actor=self._actor, seconds=STEP_SECONDS)
-        await trio.to_thread.run_sync(forget_restored, self._data_dir)
-        log.info("the cluster goes on from a backup", history=history)
 
     async def _carry_out(self, plan: Plan, state: _State) -> None:
         if plan.changes:

@@ -16,7 +16,6 @@ from conveyord.runtime.raft.worker import Report, Worker
 log = structlog.get_logger(__name__)
 
 AGAIN_SECONDS = 1.0  # after which a state whose disk is full is tried again
-
 Applied = Callable[[Sequence[Entry], Sequence[bytes]], None]
 Switched = Callable[[Mark, Mark], None]
 
@@ -30,6 +29,8 @@ class Applying:
         self._on_applied = on_applied
         self._on_switched = on_switched
         self._worker = Worker[tuple[Entry, ...] | Mark]("raft-state", self._work)
+        self._held = Later((), self._worker.put)
+        self._held.is_open = False
         self.is_full = False
         """Whether the disk of the state has no room, and what is committed waits for that."""
 
@@ -41,8 +42,15 @@ class Applying:
         """Apply what was committed."""
         self._worker.put(entries)
 
+    def later(self, entries: tuple[Entry, ...]) -> Later:
+        """The same when the deadline of what is returned has come, or else before the next thing that is to be done."""
+        self._held = Later(entries, self._worker.put)
+        return self._held
+
     def switch(self, mark: Mark) -> None:
         """Make a staged snapshot the state."""
+        if self._held.is_open:
+            self._held.expire()
         self._worker.put(mark)
 
     def _work(self, jobs: Sequence[tuple[Entry, ...] | Mark], report: Report) -> None:
@@ -72,3 +80,19 @@ class Applying:
                 self.is_full = False
                 report(partial(self._on_applied, rest, replies))
                 return
+
+
+class Later:
+    """Entries that are applied at a deadline, see `Deadlines`."""
+
+    __slots__ = ("_entries", "_put", "is_open")
+
+    def __init__(self, entries: tuple[Entry, ...], put: Callable[[tuple[Entry, ...]], None]) -> None:
+        self._entries = entries
+        self._put = put
+        self.is_open = True
+
+    def expire(self) -> None:
+        """Apply them now."""
+        self.is_open = False
+        self._put(self._entries)

@@ -26,15 +26,15 @@ class Disk:
         log: LogPort,
         tell: Callable[[Event], None],
         on_install: Callable[[Mark], None],
-        hurry: Callable[[], None],
+        on_written: Callable[[Persisted], None],
     ) -> None:
-        """on_install: called when a snapshot has taken the place of the log, before the node is told. hurry: called
-        after that a write is on disk was told.
+        """on_install: called when a snapshot has taken the place of the log, before the node is told. on_written: told
+        that writes are on disk; `tell` is for all else.
         """
         self._log = log
         self._tell = tell
         self._on_install = on_install
-        self._hurry = hurry
+        self._on_written = on_written
         self._worker = Worker[Write | Other]("raft-log", self._work)
         self._waiting: deque[tuple[int, float]] = deque()  # tokens, and since when
         self.writes = 0
@@ -106,7 +106,6 @@ class Disk:
                 self._waiting.popleft()
             if write.install is not None:
                 self._on_install(write.install.mark)
-            self._tell(Persisted(write.token))
-            self._hurry()
+            self._on_written(Persisted(write.token))
 
         report(say)

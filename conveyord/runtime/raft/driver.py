@@ -38,6 +38,7 @@ from conveyord.core.raft.messages import (
     Dropped,
     Event,
     Message,
+    Persisted,
     Propose,
     Read,
     Ready,
@@ -58,12 +59,14 @@ from conveyord.runtime.raft.health import Health
 from conveyord.runtime.raft.outcomes import Done, Outcome, Unknown
 from conveyord.runtime.raft.ports import LogPort, StatePort, Transport
 from conveyord.runtime.raft.snapshots import Policy, Snapshots
+from conveyord.runtime.rpc.deadlines import Deadlines
 
 log = structlog.get_logger(__name__)
 
 PROPOSALS_MAX = 65_536  # that wait for their outcome
 COMMAND_BYTES_MAX = 4 * 1024 * 1024
 MESSAGES_MAX = 10_000  # of others that wait for a turn; Raft tolerates that more are lost
+BEHIND_SECONDS = 0.0015  # for which a follower that has to write does not apply: so long most writes take
 TICK = Tick()
 ENDED = "this node has ended"
 TAKEN = "an entry of another leader took its place; propose it anew"
@@ -122,10 +125,13 @@ class Driver:
         self._ticket = 0
         self._changed = trio.Event()
         self._standing = self.standing
-        self._disk = Disk(log, self.tell, self._on_install, self.hurry)
+        self._sleep = trio.CancelScope()
+        self._disk = Disk(log, self.tell, self._on_install, self._on_written)
         self._applying = Applying(state, self._on_applied, self._on_switched)
         self._health = Health(log, self._disk, self._applying, node.state.options.election_timeout_seconds, self.tell)
         self._snapshots = Snapshots(node, self._disk, state, transport, policy or Policy(), self.tell)
+        self.deadlines = Deadlines()
+        """Of who waits for answers, kept while `run` runs."""
         self._has_ended = False
         self._failure: Exception | None = None
         self.dropped_messages = 0
@@ -176,7 +182,13 @@ class Driver:
         try:
             with unwrapped():
                 async with trio.open_nursery() as nursery:
-                    for task in (self._disk.run, self._applying.run, self._health.run, self._snapshots.run):
+                    for task in (
+                        self._disk.run,
+                        self._applying.run,
+                        self._health.run,
+                        self._snapshots.run,
+                        self.deadlines.run,
+                    ):
                         nursery.start_soon(task)
                     task_status.started()
                     await self._own()
@@ -186,9 +198,7 @@ class Driver:
     def _end(self) -> None:
         """Nobody waits any more for what will never come."""
         self._has_ended = True
-        answers, self._answers = self._answers, {}
-        for answer in answers.values():
-            answer(Unknown(ENDED))
+        self._tell_all(Unknown(ENDED))
         for readers in (self._readers, *self._reading.values()):
             readers.is_ready.set()
 
@@ -204,7 +214,8 @@ class Driver:
             raise Refused(
                 f"a command of {len(command)} bytes, at most {COMMAND_BYTES_MAX}; keep what is large elsewhere"
             )
-        number = self._await_answer(answer)
+        self._number = number = self._number + 1
+        self._answers[number] = answer
         if self._has_ended:
             self._answer(number, Dropped(number, ENDED, None))
         elif len(self._answers) > PROPOSALS_MAX:
@@ -216,7 +227,8 @@ class Driver:
 
     def change_members(self, changes: Sequence[Change], answer: Answer) -> int:
         """Ask for other members, likewise."""
-        number = self._await_answer(answer)
+        self._number = number = self._number + 1
+        self._answers[number] = answer
         if self._has_ended:
             self._answer(number, Dropped(number, ENDED, None))
         self.tell(ChangeMembers(number, tuple(changes)))
@@ -250,15 +262,20 @@ class Driver:
         """Hand leadership over, to `to` or to whoever is closest, if this node leads; `until` sees it come about."""
         self.tell(Transfer(to))
 
-    def receive(self, message: Message) -> None:
-        """A message of another node has come. Some are dropped when too many wait."""
+    def receive(self, message: Message, *, hurries: bool = False) -> None:
+        """A message of another node has come. Some are dropped when too many wait.
+
+        hurries: the caller calls `hurry` when it has told all that came, so the owner need not be woken.
+        """
         if message.to != self.node_id:
             raise Refused(f"a Raft message for node {message.to} came to node {self.node_id}; mend its address")
         if self._messages >= MESSAGES_MAX:
             self.dropped_messages += 1
             return
         self._messages += 1
-        self.tell(Receive(message))
+        self._mail.append(Receive(message))
+        if not hurries:
+            self._woken.set()
 
     def snapshot_received(self, sender: NodeId, term: int, mark: Mark, members: Membership) -> None:
         """A snapshot is staged: tell the node before the sender hears of it. term: in which it was asked to send it."""
@@ -273,7 +290,7 @@ class Driver:
 
     async def _own(self) -> None:
         while True:
-            with trio.move_on_at(self._node.deadline):
+            with trio.CancelScope(deadline=self._node.deadline) as self._sleep:
                 await self._woken.wait()
             self._woken = trio.Event()
             if self._failure is not None:
@@ -292,6 +309,8 @@ class Driver:
             except Exception as error:  # noqa: BLE001 - see above
                 self._failure = error
                 self._woken.set()
+            if self._node.deadline < self._sleep.deadline:
+                self._sleep.deadline = self._node.deadline
 
     def _turn(self) -> None:
         """All that has gathered, and what follows from it."""
@@ -313,8 +332,7 @@ class Driver:
         self._note(self.standing)
 
     def _do(self, ready: Ready) -> None:
-        if ready.write is not None:
-            self._disk.write(ready.write)
+        """Threads last: as soon as one has something to do, this one shares the interpreter with it."""
         for message in ready.messages:
             self._transport.send(message)
         if ready.messages:
@@ -328,12 +346,21 @@ class Driver:
             readers = self._reading.pop(read.ticket)
             readers.is_confirmed = read.is_confirmed
             readers.is_ready.set()
+        if ready.write is not None:
+            self._disk.write(ready.write)
         for fetch in ready.fetches:
             self._disk.fetch(fetch)
         for peer in ready.snapshots:
             self._snapshots.send(peer, self._node.state.term)
         if ready.committed:
-            self._applying.apply(ready.committed)
+            self._apply(ready.committed, is_urgent=ready.write is None or self._node.state.role is Role.LEADER)
+
+    def _apply(self, entries: tuple[Entry, ...], *, is_urgent: bool) -> None:
+        """Where another node leads, what it asks to be written goes first: that is what a client waits for."""
+        if is_urgent:
+            self._applying.apply(entries)
+        else:
+            self.deadlines.add(trio.current_time() + BEHIND_SECONDS, self._applying.later(entries))
 
     def _note(self, now: Standing) -> None:
         before, self._standing = self._standing, now
@@ -344,6 +371,9 @@ class Driver:
         if now.leader not in (None, before.leader):
             for tell in self.on_new_leader:
                 tell(now.leader)
+            if self.trouble and now.leader != self.node_id:
+                # It may go on with them; here, nobody knows when the disk lets anyone tell what became of them.
+                self._tell_all(Unknown(f"node {now.leader} leads, and here {self.trouble}"))
         if now.role is not Role.LEADER and before.role is Role.LEADER:
             self._snapshots.give_up()
         self._changed.set()
@@ -351,14 +381,14 @@ class Driver:
 
     # -------------------------------------------------------------------------- what comes of it
 
-    def _await_answer(self, answer: Answer) -> int:
-        self._number += 1
-        self._answers[self._number] = answer
-        return self._number
-
     def _answer(self, number: int, outcome: Outcome) -> None:
         answer = self._answers.pop(number, None)
         if answer is not None:
+            answer(outcome)
+
+    def _tell_all(self, outcome: Outcome) -> None:
+        answers, self._answers = self._answers, {}
+        for answer in answers.values():
             answer(outcome)
 
     def _on_applied(self, entries: Sequence[Entry], replies: Sequence[bytes]) -> None:
@@ -375,6 +405,10 @@ class Driver:
                         number, Dropped(number, "another leader's entry took its place; propose it anew", None)
                     )
         self._snapshots.applied(entries[-1].index)
+
+    def _on_written(self, persisted: Persisted) -> None:
+        self._mail.append(persisted)
+        self.hurry()
 
     def _on_install(self, mark: Mark) -> None:
         self._applying.switch(mark)

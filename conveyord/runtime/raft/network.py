@@ -193,7 +193,7 @@ class Network:
         driver, message = self._driven(incoming), decode(incoming.payload)
         if message.sender != incoming.caller.node:
             raise Refused(f"a message of node {message.sender} came from node {incoming.caller.node}")
-        driver.receive(message)
+        driver.receive(message, hurries=True)
         found = self._peers.get(message.sender)
         if found is not None and found[0].connection is None:
             found[0].hurry()  # it is there: whoever waits for it to come back need not wait any longer

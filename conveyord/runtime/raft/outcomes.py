@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from conveyord.core.raft.messages import Dropped
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """It was applied. index: of its entry. reply: what it came to."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # as in `Entry`
     reply: bytes
 
 

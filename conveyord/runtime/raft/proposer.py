@@ -7,12 +7,13 @@ back (`core/raft/sessions.py`). Commands that came in at the same time may be ap
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
 import trio
 
 from conveyord.core.errors import OutcomeUnknown, Refused, Retryable
-from conveyord.core.raft.messages import NotLeader
 from conveyord.core.raft.sessions import WINDOW
 from conveyord.core.raft.types import NodeId
 from conveyord.runtime.raft.driver import Driver
@@ -55,8 +56,9 @@ class Proposer(Generic[CommandT]):
         self._session = session
         self._id = 0
         self._number = 0
-        self._open: dict[int, None] = {}  # in the order of their numbers
-        self._window = trio.CapacityLimiter(WINDOW)
+        self._open = set[int]()
+        self._floor = 1  # the lowest number that is open, if one is
+        self._full = trio.lowlevel.ParkingLot()  # of those who wait for room in the window
         self._opening = trio.Lock()
         self._forwarding: dict[trio.CancelScope, NodeId] = {}
         driver.on_new_leader.append(self._give_up_others)
@@ -67,22 +69,27 @@ class Proposer(Generic[CommandT]):
         Raises Retryable if that was too short and the command is in no log, Refused if the leader does not take it;
         OutcomeUnknown if it may be there, or if the session expired in between.
         """
-        attempt = _Attempt()
-        with trio.move_on_after(seconds):
-            async with self._window:
-                return await self._numbered(command, attempt)
-        raise attempt.too_late(seconds, self._driver.standing.leader)
+        attempt = _Attempt(trio.current_time() + seconds)
+        try:
+            while len(self._open) >= WINDOW:
+                with attempt.limited():
+                    await self._full.park()
+            return await self._numbered(command, attempt)
+        except _TooLate:
+            raise attempt.too_late(seconds, self._driver.standing.leader) from None
 
     async def _numbered(self, command: CommandT, attempt: _Attempt) -> Done:
-        session = await self._opened()
+        # A lock that is passed on takes a round of the event loop, so it is only taken where there is no session.
+        session = self._id or await self._opened(attempt)
         self._number += 1
         number = self._number
-        self._open[number] = None
+        self._open.add(number)
         try:
-            data = self._session.command(session, number, next(iter(self._open)), command)
+            data = self._session.command(session, number, self._lowest(), command)
             done = await self._until_done(data, attempt)
         finally:
-            del self._open[number]
+            self._open.remove(number)
+            self._full.unpark()
         if self._session.is_expired(done.reply):
             if self._id == session:
                 self._id = 0
@@ -91,34 +98,45 @@ class Proposer(Generic[CommandT]):
             raise Retryable("the session of this node expired; try again")
         return done
 
-    async def _opened(self) -> int:
-        if self._id:
-            return self._id  # a lock that is passed on takes a round of the event loop
-        async with self._opening:
+    def _lowest(self) -> int:
+        """The lowest number that is open: one is."""
+        while self._floor not in self._open:
+            self._floor += 1
+        return self._floor
+
+    async def _opened(self, attempt: _Attempt) -> int:
+        with attempt.limited():
+            await self._opening.acquire()
+        try:
             if not self._id:
-                self._id = (await self._until_done(self._session.register(), _Attempt())).index
+                self._id = (await self._until_done(self._session.register(), _Attempt(attempt.deadline))).index
             return self._id
+        finally:
+            self._opening.release()
 
     async def _until_done(self, data: bytes, attempt: _Attempt) -> Done:
         """Propose the same bytes until they are applied."""
+        driver = self._driver
         while True:
-            standing = self._driver.standing
-            if standing.leader is None:
-                await self._driver.until(lambda now: now.leader is not None)
-                continue
-            outcome = await self._proposed(standing.leader, data, attempt)
-            if isinstance(outcome, Done):
-                return outcome
-            if isinstance(outcome, Unknown):
-                attempt.may_be_there = True
-            known = standing.leader
-            with trio.move_on_after(AGAIN_SECONDS):
-                await self._driver.until(lambda now, known=known: now.leader not in (None, known))  # type: ignore[misc]
+            known = driver.standing.leader
+            outcome: Outcome | None
+            if known == driver.node_id:
+                outcome = await self._proposed_here(data, attempt)
+                if isinstance(outcome, Done):
+                    return outcome
+            with attempt.limited():
+                if known is None:
+                    await driver.until(lambda now: now.leader is not None)
+                    continue
+                if known != driver.node_id:
+                    outcome = await self._proposed_there(known, data, attempt)
+                    if isinstance(outcome, Done):
+                        return outcome
+                with trio.move_on_after(AGAIN_SECONDS):
+                    await driver.until(lambda now, known=known: now.leader not in (None, known))  # type: ignore[misc]
 
-    async def _proposed(self, leader: NodeId, data: bytes, attempt: _Attempt) -> Outcome:
-        """The outcome of one attempt."""
-        if leader == self._driver.node_id:
-            return await self._proposed_here(data, attempt)
+    async def _proposed_there(self, leader: NodeId, data: bytes, attempt: _Attempt) -> Outcome | None:
+        """The outcome of one attempt at another node; None if it is in no log there."""
         before, attempt.may_be_there = attempt.may_be_there, True  # if this is cancelled
         scope = trio.CancelScope()
         self._forwarding[scope] = leader
@@ -129,15 +147,16 @@ class Proposer(Generic[CommandT]):
                 return Unknown("another node leads now")
         except OutcomeUnknown as error:
             return Unknown(str(error))
-        except Retryable as error:
-            outcome = NotLeader(0, str(error), None)
+        except Retryable:
+            attempt.may_be_there = before
+            return None
         except Refused as error:
             if before:
                 raise OutcomeUnknown(f"{error}; an earlier attempt may be applied: look, then repeat") from error
             raise
         finally:
             del self._forwarding[scope]
-        attempt.may_be_there = before
+        attempt.may_be_there = before or isinstance(outcome, Unknown)
         return outcome
 
     def _give_up_others(self, leader: NodeId) -> None:
@@ -147,22 +166,81 @@ class Proposer(Generic[CommandT]):
                 scope.cancel()
 
     async def _proposed_here(self, data: bytes, attempt: _Attempt) -> Outcome:
-        answer = _Answer()
+        """The outcome of one attempt at this node."""
         before, attempt.may_be_there = attempt.may_be_there, True
-        number = self._driver.propose(data, answer)
-        try:
-            await answer.is_there.wait()
-        finally:
-            self._driver.forget(number)
-        assert answer.outcome is not None
-        attempt.may_be_there = before or isinstance(answer.outcome, Unknown)
-        return answer.outcome
+        waiting = _Waiting(self._driver)
+        outcome = await waiting.outcome(data, attempt.deadline)
+        attempt.may_be_there = before or isinstance(outcome, Unknown)
+        return outcome
+
+
+class _TooLate(Exception):
+    """The time of a proposal is over."""
+
+
+class _Waiting:
+    """One proposal at this node, that is waited for until it is answered or its time is over.
+
+    Without an event or a scope of its own: for hundreds at a time those cost more than all else that is done for them.
+    """
+
+    __slots__ = ("_driver", "_found", "_number", "_task", "is_open")
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._found: Outcome | None = None
+        self._number = 0
+        self._task: trio.lowlevel.Task | None = None
+        self.is_open = True
+        """Whether its deadline matters still, see `Deadlines`."""
+
+    async def outcome(self, data: bytes, deadline: float) -> Outcome:
+        """Propose, and wait. Raises _TooLate."""
+        self._number = self._driver.propose(data, self._answer)
+        if self._found is None:  # as nearly always
+            self._task = trio.lowlevel.current_task()
+            self._driver.deadlines.add(deadline, self)
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
+        if self._found is None:
+            raise _TooLate
+        return self._found
+
+    def expire(self) -> None:
+        """The deadline has come."""
+        self._close()
+        assert self._task is not None
+        trio.lowlevel.reschedule(self._task)
+
+    def _answer(self, outcome: Outcome) -> None:
+        self._found, self.is_open = outcome, False
+        if self._task is not None:
+            trio.lowlevel.reschedule(self._task)
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._close()
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _close(self) -> None:
+        self.is_open = False
+        self._driver.forget(self._number)
 
 
 class _Attempt:
-    """may_be_there: the command may be in some log, for all we know."""
+    """deadline: in trio's time. may_be_there: the command may be in some log, for all we know."""
 
-    may_be_there = False
+    __slots__ = ("deadline", "may_be_there")
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.may_be_there = False
+
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        """Raises _TooLate if the block is not done before the deadline."""
+        with trio.move_on_at(self.deadline) as scope:
+            yield
+        if scope.cancelled_caught:
+            raise _TooLate
 
     def too_late(self, seconds: float, leader: NodeId | None) -> Retryable | OutcomeUnknown:
         """What it comes to that no answer came in time."""
@@ -170,15 +248,3 @@ class _Attempt:
         if self.may_be_there:
             return OutcomeUnknown(f"no answer within {seconds:g} s ({who}); it may be applied: look, then repeat")
         return Retryable(f"not proposed within {seconds:g} s ({who}); try again")
-
-
-class _Answer:
-    """Waits for one outcome."""
-
-    def __init__(self) -> None:
-        self.is_there = trio.Event()
-        self.outcome: Outcome | None = None
-
-    def __call__(self, outcome: Outcome) -> None:
-        self.outcome = outcome
-        self.is_there.set()

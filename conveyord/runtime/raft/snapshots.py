@@ -22,7 +22,7 @@ AGAIN_SECONDS = 60.0  # after a snapshot could not be taken
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """every_entries: applied since the last one, that lead to the next. kept_entries: that stay in the log behind it,
+    """every_entries: from one to the next. kept_entries: that stay in the log behind it,
     for nodes that are a little late.
     """
 
@@ -73,8 +73,16 @@ class Snapshots:
 
     def applied(self, index: int) -> None:
         """The state has entries up to this one."""
-        if index - self._taken_index >= self._policy.every_entries:
+        if self._round(index) > self._round(self._taken_index):
             self._due.set()
+
+    def _round(self, index: int) -> int:
+        """Snapshots that are due until an index. Members take theirs at different ones: not all are busy with it at
+        once, and a leader finds a quorum that is not.
+        """
+        state, every = self._node.state, self._policy.every_entries
+        members = sorted(state.membership.everyone | {state.node})
+        return (index + every * members.index(state.node) // len(members)) // every
 
     def switched(self, index: int) -> None:
         """The state is that of a snapshot."""
@@ -83,7 +91,6 @@ class Snapshots:
     async def _take_all(self) -> None:
         while True:
             await self._due.wait()
-            self._due = trio.Event()
             try:
                 await self.take()
             except Corrupt:
@@ -91,6 +98,7 @@ class Snapshots:
             except ConveyordError as error:
                 log.error("no snapshot could be taken; the log grows until one can", reason=str(error))
                 await trio.sleep(AGAIN_SECONDS)
+            self._due = trio.Event()  # what was applied meanwhile counts for the next one
 
     async def take(self) -> int:
         """Take one, and let the log be compacted behind it. Returns its index."""

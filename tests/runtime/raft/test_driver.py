@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -13,8 +15,10 @@ from conveyord.core.errors import Corrupt, Refused, Retryable
 from conveyord.core.raft.membership import Change, Standing
 from conveyord.core.raft.messages import Dropped, Heartbeat, NotLeader
 from conveyord.core.raft.state import Role
+from conveyord.core.raft.types import Mark
 from conveyord.runtime.raft.driver import COMMAND_BYTES_MAX, TICK
 from conveyord.runtime.raft.outcomes import Done, Unknown
+from conveyord.runtime.raft.ports import StatePort
 from conveyord.runtime.raft.snapshots import Policy
 from tests.runtime.raft.rig import WAIT_SECONDS, asked, cluster, opened, proposed, reached, written
 from tests.sim.machine import command, register
@@ -129,6 +133,67 @@ async def test_who_was_away_gets_a_snapshot_of_what_was_compacted(tmp_path: Path
         await late.stop()
         await rig.start(late)
         await reached(late.up, lambda standing: standing.applied >= last.index)
+
+
+class SlowSnapshots:
+    """A state whose snapshots take as long as the test says."""
+
+    def __init__(self, state: StatePort) -> None:
+        self._state = state
+        self.begun = 0
+        self.goes_on = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._state, name)
+
+    def take_snapshot(self) -> Mark:
+        self.begun += 1
+        assert self.goes_on.wait(WAIT_SECONDS)
+        return self._state.take_snapshot()
+
+
+async def test_what_is_applied_while_a_snapshot_is_taken_counts_for_the_next(tmp_path: Path) -> None:
+    states = list[SlowSnapshots]()
+
+    def slow(state: StatePort) -> StatePort:
+        states.append(SlowSnapshots(state))
+        return states[-1]  # type: ignore[return-value]
+
+    async with cluster(tmp_path, "a", policy=SMALL, state_of=slow) as rig:
+        leader = await rig.leader()
+        session = await opened(leader)
+        for number in range(1, 91):
+            assert isinstance(await written(leader, session, number, 1, number), Done)
+        assert states[0].begun == 1
+        states[0].goes_on.set()
+        with trio.fail_after(WAIT_SECONDS):
+            while leader._node.state.log.base.index == 0:
+                await trio.sleep(0.01)
+        for number in range(91, 101):
+            assert isinstance(await written(leader, session, number, 1, number), Done)
+        assert states[0].begun == 1
+
+
+async def test_members_take_their_snapshots_at_different_times(tmp_path: Path) -> None:
+    states = list[SlowSnapshots]()
+
+    def slow(state: StatePort) -> StatePort:
+        states.append(SlowSnapshots(state))
+        return states[-1]  # type: ignore[return-value]
+
+    async with cluster(tmp_path, *NAMES, policy=Policy(every_entries=300, kept_entries=10), state_of=slow) as rig:
+        leader = await rig.leader()
+        session = await opened(leader)
+        begun = list[int]()
+        for number in range(1, 301):
+            done = await written(leader, session, number, 1, number)
+            assert isinstance(done, Done)
+            for driver in rig.up:
+                await reached(driver, lambda standing, done=done: standing.applied >= done.index)
+            begun.append(sum(state.begun for state in states))
+        assert [begun.count(count) for count in (0, 1, 2)] == pytest.approx([100] * 3, abs=20)
+        for state in states:
+            state.goes_on.set()
 
 
 async def test_leadership_is_handed_over(tmp_path: Path) -> None:

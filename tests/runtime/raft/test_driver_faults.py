@@ -16,7 +16,7 @@ from conveyord.core.raft.state import Role
 from conveyord.core.raft.types import Entry
 from conveyord.runtime.raft import applying, health
 from conveyord.runtime.raft.driver import Driver
-from conveyord.runtime.raft.outcomes import Done, Unknown
+from conveyord.runtime.raft.outcomes import Done, Outcome, Unknown
 from conveyord.runtime.raft.ports import LogPort, StatePort
 from tests.runtime.raft.rig import WAIT_SECONDS, Rig, cluster, opened, reached, written
 from tests.sim.machine import command
@@ -97,9 +97,11 @@ async def test_a_leader_whose_disk_stalls_hands_over_and_follows_when_it_is_well
         old = await rig.leader()
         session = await opened(old)
         sick.of(old).goes_on.clear()
-        old.propose(command(session, 1, 1, ("write", 1, 1)), lambda _: None)
+        outcomes = list[Outcome]()
+        old.propose(command(session, 1, 1, ("write", 1, 1)), outcomes.append)
         await led_by_another(rig, old, session)
         assert "a write waits" in old._health.trouble
+        assert [type(outcome) for outcome in outcomes] == [Unknown], "it may be long until its own disk tells"
         sick.of(old).goes_on.set()
         await rig.agree({1: 2})
         with trio.fail_after(WAIT_SECONDS):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from conveyord.core.raft.membership import Membership
 from conveyord.core.raft.messages import (
@@ -66,9 +66,13 @@ class Cluster:
         loaded: dict[NodeId, Loaded] | None = None,
         options: Options = DEFAULTS,
         membership: Membership | None = None,
+        tell_seconds: float = 0.0,
     ) -> None:
+        """tell_seconds: in the place of that of `options`; what is committed is told at once, so that nothing moves by
+        time alone.
+        """
         self.now = 0.0
-        self.options = options
+        self.options = replace(options, tell_seconds=tell_seconds)
         self.mail: list[Message] = []
         self.cut: Callable[[Message], bool] = lambda message: False
         self.membership = Membership(frozenset(names)) if membership is None else membership

@@ -19,6 +19,7 @@ from conveyord.core.raft.messages import (
     Propose,
     Receive,
     SnapshotSent,
+    Tick,
     VoteRequest,
 )
 from conveyord.core.raft.node import Loaded
@@ -42,6 +43,29 @@ def test_a_command_is_applied_by_everyone_in_the_order_of_the_log() -> None:
     cluster.settle()
     assert set(map(tuple, cluster.commands().values())) == {(b"x", b"y", b"z")}
     assert cluster["a"].answers == [Accepted(0, 2, 1), Accepted(1, 3, 1), Accepted(0, 4, 1)]
+
+
+def test_what_is_committed_is_told_by_the_next_entries_or_else_in_a_moment() -> None:
+    cluster = Cluster(tell_seconds=0.002)
+    cluster.elect("a")
+    cluster.settle()
+    leader, follower = cluster["a"].node, cluster["b"].node
+    cluster.propose("a", b"x")
+    cluster.settle()
+    assert leader.state.commit == 2
+    assert leader.state.applied == 2, "nobody else need know of it for that"
+    assert follower.state.commit == 1
+    cluster.propose("a", b"y")
+    assert [message.commit for message in cluster.mail if isinstance(message, Append)] == [2, 2]
+    cluster.settle()
+    assert follower.state.commit == 2
+    assert leader.deadline == cluster.now + 0.002
+    cluster.now = leader.deadline
+    cluster.step("a", Tick())
+    assert [type(message) for message in cluster.mail] == [Append, Append]
+    cluster.settle()
+    assert follower.state.commit == leader.state.commit == 3
+    assert leader.deadline > cluster.now + 0.002, "it is told once"
 
 
 def test_a_follower_drops_a_proposal_and_says_who_leads() -> None:

@@ -1,0 +1,1 @@
+"""What carries each operation out: (context, caller, request) -> reply."""

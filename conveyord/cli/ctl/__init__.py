@@ -1,0 +1,1 @@
+"""`conveyorctl`: what is asked of nodes, and what needs none."""

@@ -1,0 +1,1 @@
+"""The daemon: the one place that names concrete roles and drivers, and joins them to a node."""

@@ -1,0 +1,1 @@
+"""What `conveyord doctor` looks at: the machine, the directory, the ports, the certificates and the other nodes."""

@@ -1,0 +1,63 @@
+"""What signals mean to a process that serves: the first one drains, the second cancels, the third leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What is logged. draining: at the first SIGINT or SIGTERM. cancelling: at the second. reload: what SIGHUP does."""
+
+    draining: str
+    cancelling: str
+    reload: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Signalled:
+    """Which signal came last, if any, and whether it cancelled."""
+
+    number: int | None = None
+    is_cancelled: bool = False
+
+
+async def under_signals(work: Callable[[trio.Event], Awaitable[None]], meaning: Meaning) -> Signalled:
+    """Run `work`, which takes the event that is set when it is to drain, and return what was signalled."""
+    drain, everything, numbers = trio.Event(), trio.CancelScope(), list[int]()
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as listening:
+            # Outside of what the second signal cancels: a thread that is in a call cannot be cancelled, and somebody
+            # has to hear the third while it is waited for.
+            listening.start_soon(_obey, signals, drain, everything, numbers, meaning)
+            with everything:
+                await work(drain)
+            listening.cancel_scope.cancel()
+    return Signalled(numbers[-1] if numbers else None, everything.cancelled_caught)
+
+
+async def _obey(
+    signals: AsyncIterator[int], drain: trio.Event, everything: trio.CancelScope, numbers: list[int], meaning: Meaning
+) -> None:
+    async for number in signals:
+        if number == signal.SIGHUP:
+            meaning.reload()
+            continue
+        numbers.append(number)
+        name = signal.Signals(number).name
+        if not drain.is_set():
+            log.info(meaning.draining, signal=name)
+            drain.set()
+        elif not everything.cancel_called:
+            log.warning(meaning.cancelling, signal=name)
+            everything.cancel()
+        else:
+            os._exit(128 + number)

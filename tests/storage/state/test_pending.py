@@ -1,0 +1,50 @@
+"""Rows that are written together at the end of a transaction: the same as if each entry had written its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from conveyord.core.state.codec import decode_reply
+from conveyord.core.state.commands import ConfigDelete, ConfigPut, SettingChange
+from conveyord.core.state.replies import No
+from conveyord.storage.state import pending
+from conveyord.storage.state.replica import StateReplica
+from tests.storage.state.rig import Client, Log, Node
+
+
+def test_what_is_written_together_is_what_is_written_one_by_one(tmp_path: Path) -> None:
+    one, together = Node(tmp_path / "one"), Node(tmp_path / "together")
+    together.apply = StateReplica(together.store, together.executor).apply  # type: ignore[assignment,method-assign]
+    log = Log()
+    client = Client(log, one)
+    client.set("events_max", 300)
+    client.set("audit_max", 200)
+    for at in range(500):
+        client.add(ConfigPut(f"k{at % 90}", b"%d" % at))
+        if at % 7 == 0:
+            client.add(ConfigDelete(f"k{at % 50}"))
+        if at % 100 == 50:
+            client.add(SettingChange("events_max", 200 + at))
+    expected = one.follow(log)
+    assert together.follow(log, batch=129)[-len(expected) :] == expected
+    assert one.store.state_digest() == together.store.state_digest()
+    for node in (one, together):
+        node.store.close()
+
+
+def test_more_heads_than_are_remembered_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pending, "HEADS_MAX", 4)
+    node = Node(tmp_path)
+    client = Client(Log(), node)
+    for at in range(20):
+        client.add(ConfigPut(f"k{at % 10}", b"value"))
+        client.add(ConfigDelete(f"k{(at + 5) % 10}"))
+    replies = StateReplica(node.store, node.executor).apply(client.log.entries)
+    codes = [reply.code if isinstance(reply, No) else "OK" for reply in map(decode_reply, replies)]
+    assert codes == ["OK"] + ["OK", "NOT_FOUND"] * 5 + ["OK", "OK"] * 15
+    with node.store.reader() as reader:
+        keys = [key for (key,) in reader.connection.execute("SELECT key FROM config ORDER BY key")]
+    assert keys == [f"k{at}" for at in range(5, 10)]
+    node.store.close()
