@@ -24,8 +24,10 @@ _SAME: tuple[tuple[str, str], ...] = (
     (r"(?<=token )[0-9a-f]{12}\b", "############"),
     (r"(\"?changed\"?: ?)\d\b", r"\1#"),  # of a member, which says when it has started how it is, in any order
     (r"(Z +)\d( +)", r"\1#\2"),
-    (r"\b\d{8}T\d{9}Z-\d{12}-[0-9a-f]{6}\b", "BACKUP-ID"),
-    (r"\b\d+\.\d\d KiB, \d+ KiB unpacked", "#.## KiB, ### KiB unpacked"),
+    (r"\b\d{8}T\d{9}Z-\d{12}-[0-9a-f]{6}\b", "YYYYMMDDTHHMMSSSSSZ-############-######"),
+    (r"\b\d+\.\d\d KiB", "#.## KiB"),
+    (r", [\d.]+ KiB unpacked", ", ### KiB unpacked"),
+    (r"(?<=chain: )'?[0-9a-f]{16}\b'?|(?<=chain\":\")[0-9a-f]{16}\b", "CHAIN"),
     (r"\b[0-9a-f]{64}\b", "DIGEST"),
     (r"\b\d+\.\ds ago", "#.#s ago"),
 )
