@@ -19,7 +19,6 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from conveyord.core.errors import ConfigError, ConveyordError, Retryable
-from conveyord.core.units import format_bytes
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024  # pages are smaller; more is not an API's
 API = "/api/v1"
@@ -142,10 +141,10 @@ def exchange(
                 f"{server} answers, but not as HTTP does ({type(error).__name__}); look at address and port"
             ) from error
         if len(body) > ANSWER_BYTES_MAX:
-            most = format_bytes(ANSWER_BYTES_MAX)
-            raise ConfigError(f"{server} answers with more than {most}; ask for less, or look at the address")
+            most = ANSWER_BYTES_MAX // 1024**2
+            raise ConfigError(f"{server} answers with more than {most} MiB; ask for less, or look at the address")
         if response.length:
-            raise Cut(f"{server} cut its answer off in the middle, {format_bytes(response.length)} before its end")
+            raise Cut(f"{server} cut its answer off in the middle, {response.length:,} bytes before its end")
         kind = response.headers.get_content_type() if "content-type" in response.headers else ""
         return Answered(response.status, kind, body, response.headers.get("location", ""))
 

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -78,6 +79,7 @@ class Node:
         self._settings = settings
         self._identity = identity
         self._listeners = listeners
+        self._is_local = all(_is_loopback(listener) for listener in listeners)
         self._admit_client = admit_client
         self._is_draining = False
         self._member: Member | None = None
@@ -255,6 +257,12 @@ class Node:
 
     def _admit(self, hello: Hello, _names: frozenset[str] | None) -> Admission:
         if not hello.node:
+            if hello.credential and self._settings.tls is None and not self._is_local:
+                raise Unwelcome(
+                    "TLS_REQUIRED",
+                    "a token came in clear text to an address that is not this machine's alone; set [rpc.tls], or use "
+                    "the HTTP address with TLS",
+                )
             return self._admit_client(hello)
         secret = self._settings.secret
         if secret is not None and not hmac.compare_digest(secret.encode(), (hello.credential or "").encode()):
@@ -310,3 +318,7 @@ class Node:
             raise Retryable("no leader is known here, so this node may be behind; ask another one")
         found = await self.member.read(lambda view: view.member(node), stale=True)
         return meeting.encode("gone" if found.value is None else found.value.standing or "known")
+
+
+def _is_loopback(listener: trio.SocketListener) -> bool:
+    return ipaddress.ip_address(listener.socket.getsockname()[0]).is_loopback

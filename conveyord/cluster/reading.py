@@ -51,11 +51,10 @@ class Reader:
             self._waiting.discard(task)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        try:
-            answer: Answer[T] = await trio.lowlevel.wait_task_rescheduled(give_up)
-        except Retryable:
+        answer: Answer[T] | None = await trio.lowlevel.wait_task_rescheduled(give_up)
+        if answer is None:
             await trio.lowlevel.checkpoint_if_cancelled()
-            raise
+            raise Retryable("this node is being stopped; ask another one")
         return answer
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -77,7 +76,7 @@ class Reader:
             self._is_running = False
             self._questions.put(None)
             for task in tuple(self._waiting):
-                self._settle(task, outcome.Error(Retryable("this node is being stopped; ask another one")))
+                self._settle(task, outcome.Value(None))
 
     def _loop(self, token: trio.lowlevel.TrioToken) -> None:
         with closing(StateView(self._directory, generation=self._generation)) as view:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conveyord import __version__
 from conveyord.core.planning.founding import ROUTER
 from conveyord.core.raft.types import Options
 from conveyord.runtime.raft.snapshots import Policy
@@ -33,7 +34,7 @@ class NodeSettings:
     secret: str | None = None
     tls: TlsContexts | None = None
     election_timeout_seconds: float = 1.0
-    version: str = ""
+    version: str = __version__
     policy: Policy = field(default_factory=Policy)
     limits: Limits = field(default_factory=Limits)
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from conveyord.runtime.nurseries import unwrapped
+
 log = structlog.get_logger(__name__)
 
 
@@ -31,9 +33,12 @@ class Signalled:
 
 
 async def under_signals(work: Callable[[trio.Event], Awaitable[None]], meaning: Meaning) -> Signalled:
-    """Run `work`, which takes the event that is set when it is to drain, and return what was signalled."""
+    """Run `work`, which takes the event that is set when it is to drain; returns what was signalled.
+
+    Raises what `work` raises.
+    """
     drain, everything, numbers = trio.Event(), trio.CancelScope(), list[int]()
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals, unwrapped():
         async with trio.open_nursery() as listening:
             # Outside of what the second signal cancels: a thread that is in a call cannot be cancelled, and somebody
             # has to hear the third while it is waited for.

@@ -63,6 +63,7 @@ def test_the_leader_is_killed_and_what_was_acknowledged_is_there(tmp_path: Path,
         assert get(leader, "k") == b"after"
 
 
+@pytest.mark.check
 def test_a_frozen_leader_is_replaced_and_follows_when_it_wakes(tmp_path: Path) -> None:
     with processes(tmp_path) as made:
         made.found("abc")
@@ -113,6 +114,7 @@ def remove_all(made: Processes) -> None:
         assert node.stop() == 0, made.seen()
 
 
+@pytest.mark.check
 def test_all_are_stopped_and_started_again(tmp_path: Path) -> None:
     with processes(tmp_path) as made:
         made.found("abc")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 EXIT_DEADLINE = 124  # as `timeout` of coreutils says it
 USAGE_STATUSES = (400, 422)  # what was asked can never be right, so someone must edit it
+TIMEOUT_SECONDS = 30.0
 WAIT_SECONDS_MAX = 600.0  # of the API
 
 _CONNECTION_OPTIONS = (
@@ -59,10 +60,8 @@ _CONNECTION_OPTIONS = (
     ),
     click.option(
         "--timeout",
-        default="30s",
         metavar="DURATION",
-        show_default=True,
-        help="Give up after so long, with exit code 124.",
+        help="Give up after so long, with exit code 124.  [default: 30s]",
     ),
 )
 
@@ -86,7 +85,7 @@ class Asking:
     context: str | None
     contexts_file: Path | None
     data_dir: Path | None
-    timeout: str
+    timeout: str | None
 
     def target(self) -> Target:
         """Whom to ask. Raises ConfigError."""
@@ -104,7 +103,7 @@ class Asking:
 
     def timeout_seconds(self) -> float:
         """`--timeout`. Raises ConfigError."""
-        return duration(self.timeout, "--timeout")
+        return TIMEOUT_SECONDS if self.timeout is None else duration(self.timeout, "--timeout")
 
     def call(self, operation: Operation[RequestT, ReplyT], request: RequestT) -> ReplyT:
         """Ask once. Raises what `Client.call` raises."""
@@ -158,7 +157,7 @@ def asks_nodes(*formats: str) -> Callable[[Callable[..., int | None]], Callable[
             context: str | None,
             contexts_file: Path | None,
             data_dir: Path | None,
-            timeout: str,
+            timeout: str | None,
             **rest: Any,
         ) -> int:
             asking = Asking(servers, token, ca, context, contexts_file, data_dir, timeout)

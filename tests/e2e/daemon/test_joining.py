@@ -13,6 +13,7 @@ import pytest
 from tests.e2e.daemon.node_rig import ANSWERS, NodeProcess, end, start
 from tests.runtime.rpc.node_certificates import NodeAuthority
 
+pytestmark = pytest.mark.check
 WAIT_SECONDS = 60.0
 
 
@@ -32,7 +33,6 @@ def members(node: NodeProcess) -> dict[str, Any]:
     return {one["node"]: one for one in found}
 
 
-@pytest.mark.check
 def test_a_node_with_a_certificate_joins_and_one_of_another_authority_does_not(tmp_path: Path) -> None:
     (tmp_path / "ours").mkdir()
     (tmp_path / "theirs").mkdir()
@@ -60,6 +60,26 @@ def test_a_node_with_a_certificate_joins_and_one_of_another_authority_does_not(t
         second.stop().orderly(0)
         assert eventually_down(first)
         first.stop().orderly(0)
+    finally:
+        for node in nodes:
+            end(node)
+
+
+def test_a_node_that_is_removed_ends_well_and_says_so(tmp_path: Path) -> None:
+    authority = NodeAuthority(tmp_path)
+    nodes = [start(home_of(tmp_path, authority, "n1"))]
+    try:
+        first = nodes[0].answers()
+        join = f"join = ['{first.status()['rpc_address']}']\n"
+        nodes.append(start(home_of(tmp_path, authority, "n2", cluster=join)))
+        second = nodes[1].answers()
+        done = httpx.delete(f"{first.http}/api/v1/members/n2", params={"force": "true"}, timeout=60)
+        assert done.status_code == 200, done.text
+        ended = second.running.wait()
+        ended.orderly(0)
+        assert "conveyord: node n2 was removed from cluster" in ended.err
+        assert set(members(first)) == {"n1"}
+        assert first.put("alone", "aGk=").status_code == 200
     finally:
         for node in nodes:
             end(node)

@@ -18,7 +18,7 @@ import pytest
 
 from conveyord.config import load_node_config
 from tests.e2e.daemon.node_rig import is_alive
-from tests.e2e.harness import CONVEYORD, ROOT
+from tests.e2e.harness import CONVEYORD, ROOT, Running
 
 SCRIPT = ROOT / "conf" / "three-node" / "start.sh"
 WAIT_SECONDS = 60.0
@@ -109,6 +109,10 @@ def test_three_nodes_are_a_cluster_that_outlives_one_of_them(script: Script) -> 
     follower = next(n for n in (1, 2, 3) if f"node{n}" != leader)
     assert script.put(follower, "by/follower")
     assert all(script.has(number, "by/follower") for number in (1, 2, 3))
+    hint = re.search(r"look: conveyorctl (.*?);", script.said())
+    assert hint is not None
+    looked = Running([str(CONVEYORD.with_name("conveyorctl")), *hint[1].split()], script.home).wait()
+    assert "cluster" in looked.out, looked
     killed = int(leader.removeprefix("node"))
     os.kill(pids[killed - 1], signal.SIGKILL)
     assert eventually(lambda: script.put(follower, "without/one"))
