@@ -37,6 +37,7 @@ BENCHMARKS = (
     "raft_core",
     "raft_log",
     "raft_snapshots",
+    "raft_cluster",
     "rpc",
     "daemon_start",
 )

@@ -53,9 +53,9 @@ APPLIED, BUSY, TRANSFER, STALL = "bench.applied", "bench.busy", "bench.transfer"
 KEYS = 1_000
 VALUE = random.Random(0).randbytes(200)
 CALL_SECONDS = 30.0
-# Of the process, as the daemon should set them:
+# Of the process, as the daemon sets them:
 SWITCH_SECONDS = 0.0005  # of Python's 5 ms: so long the event loop would wait for a thread that applies
-GARBAGE = (50_000, 50, 100)  # of (700, 10, 10): the log's window alone is tens of thousands of objects to look at
+GARBAGE = (100_000, 50, 1_000)  # of (700, 10, 10): the log's window alone is tens of thousands of objects to look at
 
 Intervals = list[tuple[float, float]]
 

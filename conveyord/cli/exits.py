@@ -47,6 +47,8 @@ def reports_failures(verb: Callable[P, int | None]) -> Callable[P, int]:
             silence_stdout()
             return EXIT_BROKEN_PIPE
         except Exception as error:  # noqa: BLE001 - the outermost place: whatever is left is reported, never swallowed
+            if isinstance(error, OSError) and _came_of_printing(error):
+                return report_stdout(error)
             expected = expected_cause(error)
             if kwargs.get("output") == "json":
                 print_json({"error": _as_json(expected, error)})
@@ -96,6 +98,20 @@ def report_bug(error: BaseException) -> None:
     except OSError as unsaved:
         saved = f"the traceback could not be saved ({unsaved.strerror}); CONVEYORD_DEBUG=1 prints it"
     click.echo(f"error: this is a bug in conveyord: {summary}; {saved}", err=True)
+
+
+def report_stdout(error: OSError) -> int:
+    """Say that what was asked for could not be printed; the exit code of that."""
+    click.echo(f"error: standard output cannot be written: {error.strerror}; send it elsewhere", err=True)
+    silence_stdout()
+    return EXIT_FAILED
+
+
+def _came_of_printing(error: OSError) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code is click.echo.__code__
 
 
 def silence_stdout() -> None:

@@ -7,6 +7,7 @@ and shell completion answer at once.
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,7 +24,7 @@ from conveyord.cli.default_verb import DefaultVerb
 from conveyord.cli.dev import dev
 from conveyord.cli.dlq import dlq
 from conveyord.cli.doctor import doctor
-from conveyord.cli.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, silence_stdout
+from conveyord.cli.exits import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, report_stdout, silence_stdout
 from conveyord.cli.fmt import fmt
 from conveyord.cli.graph import graph
 from conveyord.cli.plugins import plugins
@@ -83,6 +84,8 @@ def invoke(group: click.Group, name: str, arguments: Sequence[str] | None = None
 
     Failures of a verb are already reported by it.
     """
+    if sys.stdout is None:  # it was closed before we came: what is printed is for nobody
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - until the process ends
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 gets escapes, never a traceback
             stream.reconfigure(errors="backslashreplace")
@@ -99,4 +102,6 @@ def invoke(group: click.Group, name: str, arguments: Sequence[str] | None = None
     except BrokenPipeError:
         silence_stdout()
         return EXIT_BROKEN_PIPE
+    except OSError as error:  # of the last flush
+        return report_stdout(error)
     return code if isinstance(code, int) else 0

@@ -94,7 +94,8 @@ class Presence:
         while not self._is_leaving:
             index, row = await self._row()
             if is_known and (row is None or row.state == LEFT):
-                raise self._removed()
+                await self._end_once_unneeded(index)
+                continue
             if row is None or row.incarnation < self._identity.incarnation:
                 await self._introduce()
                 await self._member.watches.wait_beyond((MEMBERS,), index, seconds=AGAIN_SECONDS)
@@ -114,6 +115,18 @@ class Presence:
                 continue
             self.waiting = ""
             await self._member.watches.wait_beyond((MEMBERS,), index, seconds=FOREVER_SECONDS)
+
+    async def _end_once_unneeded(self, index: int) -> None:
+        """Raise Removed, unless this node is a member yet: the others may need its vote to let it go.
+
+        Its own log says so up to the joint membership alone, whose successor is agreed on without it.
+        """
+        found = await self._look(lambda view: view.membership())
+        now = found.value
+        if self._identity.node not in now.voters | now.learners | now.demoted:
+            raise self._removed()
+        self.waiting = "this node is being removed"
+        await self._member.watches.wait_beyond((MEMBERS, STANDINGS), index, seconds=AGAIN_SECONDS)
 
     async def _row(self) -> tuple[int, MemberRow | None]:
         node = self._identity.node

@@ -78,7 +78,9 @@ class Seeking:
         self._heard_of = dict.fromkeys(settings.join)  # in the order in which they came
         self._unreached: set[str] = set()
         self._invited = trio.Event()
-        self._me = Introduction(identity.node, settings.rpc_address, settings.roles, settings.expect, promises=promises)
+        others = set(settings.join) - {settings.rpc_address}
+        expect = 0 if settings.expect == 1 and others else settings.expect  # who is told of others found no own cluster
+        self._me = Introduction(identity.node, settings.rpc_address, settings.roles, expect, promises=promises)
         self.waiting = ""
         """What is waited for, in a sentence."""
 

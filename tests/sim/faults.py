@@ -159,9 +159,11 @@ def _draw_acts(random: Random, profile: str) -> tuple[str, ...]:
 
 def _draw_options(random: Random, nodes: int) -> Options:
     timeout = random.choice([0.3, 0.5]) if nodes <= 3 else 0.5
+    heartbeats = random.choice([3, 5])
     return Options(
         election_timeout_seconds=timeout,
-        heartbeat_seconds=timeout / random.choice([3, 5]),
+        heartbeat_seconds=timeout / heartbeats,
+        tell_seconds=0.0 if heartbeats == 3 else 0.002,  # not drawn by itself: lives of before stay what they were
         append_bytes=random.choice([1, 200, 1_000, 10_000]),
         inflight_messages=random.choice([1, 2, 8, 64]),
         inflight_bytes=random.choice([300, 8 << 20]),

@@ -31,6 +31,7 @@ def node(name: str, *, expect: int = 3, roles: tuple[str, ...] = ("router",), **
 
 F = Proposal("f", {"a": "a:7400", "b": "b:7400", "c": "c:7400"})
 G = Proposal("g", {"b": "b:7400", "d": "d:7400", "e": "e:7400"})
+G_OF_THREE = {name: f"{name}:7400" for name in "bcd"}
 KEPT = Promises(F)
 
 
@@ -39,6 +40,8 @@ KEPT = Promises(F)
     [
         (node("a", expect=1), [], Propose({"a": "a:7400"})),
         (node("a"), [node("b"), node("c")], Propose(F.voters)),
+        (node("b"), [node("a", expect=0), node("c"), node("d")], Propose(G_OF_THREE)),
+        (node("a", expect=0), [node("b", cluster="x")], Join("b:7400")),
         (node("a"), [node("b"), node("c"), node("d")], Propose(F.voters)),
         (node("b"), [node("a"), node("c")], Wait("node a founds a cluster of a, b, c")),
         (node("a"), [node("b", cluster="x")], Join("b:7400")),
@@ -60,6 +63,7 @@ def test_what_a_node_does(me: Introduction, others: list[Introduction], step: St
     ("me", "others", "unreached", "words"),
     [
         (node("a"), [node("b")], ["c:7400"], "2 of 3 routers are there (a, b); not reached: c:7400"),
+        (node("a", expect=0), [], ["b:7400"], "nobody who is in one lets it in; not reached: b:7400"),
         (node("a"), [node("b", expect=5)], [], "node b expects 5 routers, this one 3; set the same everywhere"),
         (node("a", promises=KEPT), [node("b", promises=KEPT)], [], "c cannot be reached"),
         (node("s", roles=("sidecar",)), [node("b"), node("a")], [], "2 of 3 routers are there"),

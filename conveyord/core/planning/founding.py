@@ -47,7 +47,10 @@ class Promises:
 
 @dataclass(frozen=True, slots=True)
 class Introduction:
-    """What a node says of itself. expect: how many routers a cluster is founded with. heard_of: addresses of others."""
+    """What a node says of itself. heard_of: addresses of others.
+
+    expect: how many routers a cluster is founded with; 0 for a node that founds nothing, and waits to be let in.
+    """
 
     node: NodeId
     address: str
@@ -162,13 +165,14 @@ def _keep(me: Introduction, proposal: Proposal, others: Collection[Introduction]
 
 def _gather(me: Introduction, others: Collection[Introduction], unreached: Collection[str]) -> Step:
     """Nobody has a cluster, nor proposes one."""
-    routers = {one.node: one for one in (*others, me) if ROUTER in one.roles}
+    if me.expect == 0:
+        return Wait(f"this node founds no cluster, and nobody who is in one lets it in{_away(unreached)}")
+    routers = {one.node: one for one in (*others, me) if ROUTER in one.roles and one.expect}
     if wrong := [one for one in routers.values() if one.expect != me.expect]:
         other = min(wrong, key=lambda one: one.node)
         return Wait(f"node {other.node} expects {other.expect} routers, this one {me.expect}; set the same everywhere")
     if len(routers) < me.expect:
-        away = f"; not reached: {', '.join(sorted(unreached))}" if unreached else ""
-        return Wait(f"{len(routers)} of {me.expect} routers are there ({_named(routers)}){away}")
+        return Wait(f"{len(routers)} of {me.expect} routers are there ({_named(routers)}){_away(unreached)}")
     chosen = sorted(routers)[: me.expect]
     if chosen[0] != me.node:
         return Wait(f"node {chosen[0]} founds a cluster of {_named(chosen)}")
@@ -178,6 +182,10 @@ def _gather(me: Introduction, others: Collection[Introduction], unreached: Colle
 def _is_bound(voter: Introduction, proposal: Proposal) -> bool:
     kept = voter.promises.kept
     return kept is not None and kept.cluster == proposal.cluster
+
+
+def _away(unreached: Collection[str]) -> str:
+    return f"; not reached: {', '.join(sorted(unreached))}" if unreached else ""
 
 
 def _named(nodes: Collection[NodeId]) -> str:

@@ -29,8 +29,6 @@ class Applying:
         self._on_applied = on_applied
         self._on_switched = on_switched
         self._worker = Worker[tuple[Entry, ...] | Mark]("raft-state", self._work)
-        self._held = Later((), self._worker.put)
-        self._held.is_open = False
         self.is_full = False
         """Whether the disk of the state has no room, and what is committed waits for that."""
 
@@ -43,14 +41,11 @@ class Applying:
         self._worker.put(entries)
 
     def later(self, entries: tuple[Entry, ...]) -> Later:
-        """The same when the deadline of what is returned has come, or else before the next thing that is to be done."""
-        self._held = Later(entries, self._worker.put)
-        return self._held
+        """The same when the deadline of what is returned has come."""
+        return Later(entries, self._worker.put)
 
     def switch(self, mark: Mark) -> None:
         """Make a staged snapshot the state."""
-        if self._held.is_open:
-            self._held.expire()
         self._worker.put(mark)
 
     def _work(self, jobs: Sequence[tuple[Entry, ...] | Mark], report: Report) -> None:
@@ -66,8 +61,8 @@ class Applying:
         report(lambda: self._on_switched(before, mark))
 
     def _apply(self, entries: tuple[Entry, ...], report: Report) -> None:
-        have = self._state.mark.index  # a snapshot may have come between
-        rest = tuple(entry for entry in entries if entry.index > have)
+        have = self._state.mark.index  # a snapshot may have come before them
+        rest = entries if entries[0].index > have else tuple(entry for entry in entries if entry.index > have)
         while not self._worker.is_stopping:
             try:
                 replies = self._state.apply(rest)

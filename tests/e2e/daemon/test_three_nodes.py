@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +92,22 @@ class Script:
         return httpx.get(f"{self.http(number)}/api/v1/config/{key}", timeout=30).status_code == 200
 
 
-@pytest.fixture
-def script(tmp_path: Path) -> Iterator[Script]:
-    one = Script(tmp_path, free_ports())
+@contextmanager
+def running(home: Path, first: int) -> Iterator[Script]:
+    """The script, which is ended with its nodes."""
+    one = Script(home, first)
     try:
         yield one
     finally:
         if one.process.poll() is None:
             one.process.send_signal(signal.SIGTERM)
             one.process.wait(60)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Iterator[Script]:
+    with running(tmp_path, free_ports()) as one:
+        yield one
 
 
 def test_three_nodes_are_a_cluster_that_outlives_one_of_them(script: Script) -> None:
@@ -129,8 +136,7 @@ def test_three_nodes_are_a_cluster_that_outlives_one_of_them(script: Script) -> 
 
 def test_the_script_says_which_node_could_not_start(tmp_path: Path) -> None:
     first = free_ports()
-    with socket.create_server(("127.0.0.1", first + 1)):
-        one = Script(tmp_path, first)
+    with socket.create_server(("127.0.0.1", first + 1)), running(tmp_path, first) as one:
         assert one.process.wait(60) == 1
     assert "node2 has ended:" in one.said()
     assert f"another process listens at 127.0.0.1:{first + 1}" in one.said()
