@@ -6,7 +6,7 @@
 | `cluster.promise` | a `Proposal` | an `Introduction`: it tells what was promised or refused |
 | `cluster.join` | a `MemberJoin` | `Joined`, once the cluster knows the node |
 | `cluster.invite` | addresses of a cluster's nodes | the id of who was asked, which is to join |
-| `cluster.standing` | nothing | what the cluster knows the caller for: `voter`, `learner`, or `gone` |
+| `cluster.standing` | nothing | what the caller is to the cluster: `voter`, `learner`, `known` for neither, or `gone` |
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from conveyord.runtime.rpc.tls import TlsContexts
 
 MEET, PROMISE, JOIN = "cluster.meet", "cluster.promise", "cluster.join"
 INVITE, STANDING = "cluster.invite", "cluster.standing"
+GONE = "gone"
 MEET_SECONDS = 5.0
 JOIN_SECONDS = 15.0  # a leader may have to be found, and the disk may be slow
 

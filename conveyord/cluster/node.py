@@ -33,6 +33,7 @@ from conveyord.core.raft.membership import Change
 from conveyord.core.raft.state import Role
 from conveyord.core.raft.types import NodeId
 from conveyord.core.state.commands import Command, MemberJoin
+from conveyord.core.state.members import LEFT
 from conveyord.core.wire.frames import Body
 from conveyord.core.wire.heads import Hello
 from conveyord.runtime.nurseries import unwrapped
@@ -317,7 +318,10 @@ class Node:
         if self.member.driver.standing.leader is None:
             raise Retryable("no leader is known here, so this node may be behind; ask another one")
         found = await self.member.read(lambda view: view.member(node), stale=True)
-        return meeting.encode("gone" if found.value is None else found.value.standing or "known")
+        one = found.value
+        if one is None or (one.standing is None and one.row is not None and one.row.state == LEFT):
+            return meeting.encode(meeting.GONE)
+        return meeting.encode(one.standing or "known")
 
 
 def _is_loopback(listener: trio.SocketListener) -> bool:

@@ -214,7 +214,7 @@ class Presence:
             if error.code == "STALE_INCARNATION":
                 raise Refused(f"{address} says: {error}") from error
             return
-        if said == "gone":
+        if said == meeting.GONE:
             raise self._removed()
 
     def _removed(self) -> Removed:

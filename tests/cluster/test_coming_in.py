@@ -238,3 +238,40 @@ async def test_what_needs_a_cluster_says_what_is_waited_for(tmp_path: Path) -> N
         await made.until(lambda: one.node and "routers" in one.node.waiting, "it waits")
         with pytest.raises(Retryable, match=r"1 of 3 routers are there \(a\); not reached: 127.0.0.1:1"):
             await put(one, "k", b"v")
+
+
+async def test_a_node_that_waits_is_invited(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        first = await made.start("a")
+        await made.until_standings_of_leader({"a": VOTER})
+        second = await made.start("b", expect=3)
+        await made.until(lambda: second.node and "routers" in second.node.waiting, "it waits")
+        assert first.node is not None
+        assert await first.node.invite(second.address) == "b"
+        await made.until_standings_of_leader({"a": VOTER, "b": VOTER})
+        with pytest.raises(Refused, match="already; only one that is in none"):
+            await first.node.invite(second.address)
+
+
+async def test_one_of_two_voters_is_removed_with_its_own_vote(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        first = await made.start("a")
+        await made.start("b", join=(first.address,))
+        await made.until_standings_of_leader({"a": VOTER, "b": VOTER})
+        leader = made.leader()
+        assert leader is not None
+        assert leader.node is not None
+        gone = "b" if leader.name == "a" else "a"
+        await leader.node.propose(MemberState(gone, 1, "left", None), actor="test")
+        await made.until(lambda: isinstance(made.nodes[gone].failure, Removed), "removed")
+        await made.until_standings_of_leader({leader.name: VOTER, gone: (None, "left")})
+        await put(leader, "k", b"v")
+
+
+async def test_a_node_that_is_to_join_founds_nothing_while_nobody_is_there(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        port = await free_port()
+        late = await made.start("b", join=(f"127.0.0.1:{port}",))
+        await made.until(lambda: late.node and "founds no cluster" in late.node.waiting, "it waits")
+        await made.start("a", port=port)
+        await made.until_standings_of_leader({"a": VOTER, "b": VOTER})

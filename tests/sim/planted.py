@@ -242,7 +242,7 @@ KNOWN = {
     "promises_leave_before_the_sync": 0,
     "every_append_truncates": 0,
     "reads_do_not_wait_for_the_first_entry": 0,
-    "reads_do_not_ask_a_quorum": 39,
+    "reads_do_not_ask_a_quorum": 74,
     "a_pre_vote_raises_the_term": 0,
     "a_late_write_stands_for_what_took_its_place": 0,
     "two_memberships_are_under_way": 11,
