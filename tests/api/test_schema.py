@@ -46,4 +46,4 @@ def test_a_few_requests(tmp_path: Path) -> None:
 @pytest.mark.parametrize("access", ["open", "tokens"])
 def test_many_requests(tmp_path: Path, access: str) -> None:
     with Background(tmp_path / "node", access) as node:
-        run(node, tmp_path, "--max-examples", "50", "--no-shrink")
+        run(node, tmp_path, "--max-examples", "15", "--no-shrink")
