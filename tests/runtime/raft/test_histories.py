@@ -136,7 +136,7 @@ async def trouble(rig: Rig, random: Random, until: float) -> None:
 
 @pytest.mark.parametrize(
     ("seed", "seconds"),
-    [(1, 5.0), *(pytest.param(seed, 30.0, marks=pytest.mark.check) for seed in range(2, 6))],
+    [(1, 3.0), *(pytest.param(seed, 30.0, marks=pytest.mark.check) for seed in range(2, 6))],
 )
 async def test_what_clients_are_told_is_linearizable(tmp_path: Path, seed: int, seconds: float) -> None:
     random = Random(seed)
