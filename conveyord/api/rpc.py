@@ -21,15 +21,14 @@ from conveyord.api.operations import EVENTS_AFTER, OPERATIONS
 from conveyord.api.requests import wrong
 from conveyord.cluster.member import NODE_ROLE
 from conveyord.core.errors import ConveyordError, Retryable
+from conveyord.core.state.rows import TOKENS
 from conveyord.core.wire.heads import Hello
 from conveyord.runtime.rpc.handlers import Admission, Handlers, Incoming, Outlet
 from conveyord.runtime.rpc.outcomes import Unwelcome
 
 DOOR = "rpc"
 WATCH = "api.watch"
-WATCH_SECONDS = 600.0  # before the state is looked at again, though nothing was heard
-ACTOR = "actor"
-"""The note of an admission that says who a client is."""
+WATCH_SECONDS = 30.0  # before it is looked at again, though nothing was heard: a token may have expired
 _ENCODER = msgspec.msgpack.Encoder()
 _ON_BEHALF = msgspec.msgpack.Decoder(tuple[str, str, msgspec.Raw])
 _NOTHING = b"\x80"  # an empty map
@@ -54,10 +53,10 @@ class Rpc:
             caller = self._access.check(hello.credential)
         except ConveyordError as error:
             raise Unwelcome(error.code, str(error)) from error
-        return Admission(caller.role, {ACTOR: caller.actor})
+        return Admission(caller.role)
 
     async def _answer(self, operation: Operation[Any, Any], incoming: Incoming) -> bytes:
-        caller, request = _told(operation, incoming)
+        caller, request = self._told(operation, incoming)
         if incoming.caller.admission.role == NODE_ROLE:
             reply = await self._desk.carry_out_as_leader(operation, caller, request)
         else:
@@ -69,37 +68,40 @@ class Rpc:
 
         Ends with an error alone: COMPACTED or BEHIND, and UNAVAILABLE when the node stops: go on at another one then.
         """
-        caller, request = _told(EVENTS_AFTER, incoming)
-        check_role(EVENTS_AFTER, caller)
+        _, request = self._told(EVENTS_AFTER, incoming)
         context = self._desk.context
         cursor = Cursor(request.after, request.history, topics_of(request.topics))
         is_first = True
         while True:
+            check_role(EVENTS_AFTER, self._told(EVENTS_AFTER, incoming)[0])  # a token may have been revoked meanwhile
             found = await next_events(context, cursor, limit=request.limit)
             if found.events or is_first:
                 await outlet.send(_ENCODER.encode(found))
             is_first = False
             cursor = cursor._replace(through=found.through, history=found.history)
             if found.through >= found.index:
-                await context.wait_beyond(cursor.topics, found.through, seconds=WATCH_SECONDS)
+                await context.wait_beyond({*cursor.topics, TOKENS}, found.through, seconds=WATCH_SECONDS)
                 if context.drain.is_set():
                     raise Retryable(
                         "this node is being stopped; go on at another one, from the cursor of the last item"
                     )
 
-
-def _told(operation: Operation[Any, Any], incoming: Incoming) -> tuple[Caller, Any]:
-    """Who asks, and what. Raises Declined for what is no request."""
-    admission = incoming.caller.admission
-    payload = msgspec.Raw(incoming.payload or _NOTHING)
-    try:
-        if admission.role == NODE_ROLE:
-            actor, role, payload = _ON_BEHALF.decode(payload)
-            caller = Caller(actor, role)
-        else:
-            caller = Caller(str(admission.notes.get(ACTOR, "")), admission.role)
-        return caller, msgspec.msgpack.decode(payload, type=operation.request)
-    except msgspec.ValidationError as error:
-        raise wrong(error) from None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Declined(MALFORMED, f"the payload of {operation.rpc_method} is no request in msgpack: {error}") from None
+    def _told(self, operation: Operation[Any, Any], incoming: Incoming) -> tuple[Caller, Any]:
+        """Who asks, and what. Raises Declined for what is no request, and for a token that is of no use any more: that
+        it was good when the connection was made may be long ago.
+        """
+        admission = incoming.caller.admission
+        payload = msgspec.Raw(incoming.payload or _NOTHING)
+        try:
+            if admission.role == NODE_ROLE:
+                actor, role, payload = _ON_BEHALF.decode(payload)
+                caller = Caller(actor, role)
+            else:
+                caller = self._access.check(incoming.caller.hello.credential)
+            return caller, msgspec.msgpack.decode(payload, type=operation.request)
+        except msgspec.ValidationError as error:
+            raise wrong(error) from None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise Declined(
+                MALFORMED, f"the payload of {operation.rpc_method} is no request in msgpack: {error}"
+            ) from None

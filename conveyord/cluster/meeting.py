@@ -4,7 +4,7 @@
 |---|---|---|
 | `cluster.meet` | an `Introduction` | that of who is asked |
 | `cluster.promise` | a `Proposal` | an `Introduction`: it tells what was promised or refused |
-| `cluster.join` | a `MemberJoin` | `Joined`, once the cluster knows the node |
+| `cluster.join` | a `Joining` | `Joined`, once the cluster knows the node |
 | `cluster.invite` | addresses of a cluster's nodes | the id of who was asked, which is to join |
 | `cluster.standing` | nothing | what the caller is to the cluster: `voter`, `learner`, `known` for neither, or `gone` |
 """
@@ -19,6 +19,7 @@ import msgspec
 
 from conveyord.cluster.settings import parse_address
 from conveyord.core.errors import Refused
+from conveyord.core.state.commands import MemberJoin
 from conveyord.core.wire.frames import Body
 from conveyord.runtime.rpc.dialing import dial_once
 from conveyord.runtime.rpc.greeting import Side
@@ -27,11 +28,21 @@ from conveyord.runtime.rpc.tls import TlsContexts
 MEET, PROMISE, JOIN = "cluster.meet", "cluster.promise", "cluster.join"
 INVITE, STANDING = "cluster.invite", "cluster.standing"
 GONE = "gone"
+WITHOUT_DATA = "WITHOUT_DATA"
+"""Code of the refusal of a member that has lost its disk."""
 MEET_SECONDS = 5.0
 JOIN_SECONDS = 15.0  # a leader may have to be found, and the disk may be slow
 
 T = TypeVar("T")
 encode = msgspec.msgpack.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """What is to be proposed for a node. has_data: whether it was in the cluster before, and has its log."""
+
+    command: MemberJoin
+    has_data: bool
 
 
 @dataclass(frozen=True, slots=True)

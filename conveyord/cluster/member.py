@@ -21,7 +21,7 @@ from conveyord.cluster.ports import CommandRefused, Committed
 from conveyord.cluster.reading import Reader
 from conveyord.cluster.settings import NodeSettings
 from conveyord.cluster.watching import WatchedState, Watches
-from conveyord.core.errors import OutcomeUnknown, Refused, Retryable
+from conveyord.core.errors import OutcomeUnknown, Refused, Retryable, StorageFull
 from conveyord.core.raft.membership import NOBODY, Change, Membership
 from conveyord.core.raft.node import Loaded, RaftNode
 from conveyord.core.raft.snapshot_info import SnapshotInfo
@@ -49,6 +49,7 @@ from conveyord.storage.state_store.store import StateStore
 
 T = TypeVar("T")
 READ_SECONDS = 10.0  # for a leader to confirm a read, elections on the way included
+TRANSFER_TIMEOUTS = 4  # in election timeouts: a leader gives it up after one, and another one may have to be found
 SETTLE_SECONDS = 0.05  # between two looks at whether a change of members is complete
 NODE_ROLE = "node"
 """What `Admission.role` of another node is."""
@@ -113,6 +114,7 @@ class Member:
         self._directory = settings.data_dir / "state"
         self._store = found.store
         self._cluster = identity.cluster
+        self._timeout_seconds = settings.election_timeout_seconds
         self._codec = Codec(MACHINE.commands)
         node, random = identity.node, SystemRandom()
         state = WatchedState(found.store)
@@ -166,6 +168,8 @@ class Member:
     async def propose(self, command: Command, *, actor: str, seconds: float) -> Committed:
         """See `Cluster.propose`."""
         self._check_protocol(command)
+        if self.driver.trouble and self.driver.membership.electorate == {self.driver.node_id}:
+            raise StorageFull(f"{self.driver.trouble}; no other node votes, so nothing can be written until then")
         request = Request(command, actor, time.time_ns() // 1_000_000)
         done = await self._proposer.propose(request, seconds=seconds)
         reply = decode_reply(done.reply)
@@ -196,24 +200,22 @@ class Member:
             raise Refused(f"node {to} does not vote, so it cannot lead; promote it first")
         if to == self.driver.node_id:
             return to
+        timeout = self._timeout_seconds
+        silent = [
+            one.heard_seconds for one in self.driver.peers() if one.node == to and one.heard_seconds > 3 * timeout
+        ]
+        if silent:
+            raise Refused(f"node {to} has not answered for {silent[0]:.1f} s, so it cannot lead; name another one")
         self.driver.transfer(to)
-        with trio.move_on_after(seconds):
+        with trio.move_on_after(min(seconds, TRANSFER_TIMEOUTS * timeout)):
             standing = await self.driver.until(lambda now: now.leader is not None and now.role is not Role.LEADER)
             assert standing.leader is not None
             return standing.leader
-        raise Retryable(f"leadership was not handed over within {seconds:g} s; this node leads on")
+        raise Retryable("leadership was not handed over in time; this node leads on, try again or name another one")
 
     async def take_snapshot(self) -> SnapshotFile:
-        """A new snapshot of the state as this node has it."""
-
-        def taken() -> SnapshotFile:
-            mark = self._store.snapshots.take().mark
-            found = self._store.snapshots.newest(since=mark.index)
-            if found is None:
-                raise Retryable("the snapshot was replaced by a newer one at once; try again")
-            return found
-
-        return await trio.to_thread.run_sync(taken)
+        """A new snapshot of the state as this node has it. It is not cancelled, so that no file is left open."""
+        return await trio.to_thread.run_sync(self._store.snapshots.take_open)
 
     # ------------------------------------------------------------------------------ below
 

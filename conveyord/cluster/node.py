@@ -21,9 +21,9 @@ import trio
 
 from conveyord.cluster import meeting
 from conveyord.cluster.founding_file import load_promises
-from conveyord.cluster.meeting import Joined, ask_at, decoded
+from conveyord.cluster.meeting import Joined, Joining, ask_at, decoded
 from conveyord.cluster.member import NODE_ROLE, Member, opened
-from conveyord.cluster.ports import Committed, PeerStatus
+from conveyord.cluster.ports import CommandRefused, Committed, PeerStatus
 from conveyord.cluster.presence import Presence
 from conveyord.cluster.seeking import Seeking
 from conveyord.cluster.settings import NodeSettings
@@ -32,7 +32,7 @@ from conveyord.core.planning.founding import Introduction
 from conveyord.core.raft.membership import Change
 from conveyord.core.raft.state import Role
 from conveyord.core.raft.types import NodeId
-from conveyord.core.state.commands import Command, MemberJoin
+from conveyord.core.state.commands import Command
 from conveyord.core.state.members import LEFT
 from conveyord.core.wire.frames import Body
 from conveyord.core.wire.heads import Hello
@@ -306,12 +306,25 @@ class Node:
         return await self._seeking.on_invite(incoming)
 
     async def _on_join(self, incoming: Incoming) -> bytes:
-        node, one = self._of_node(incoming), decoded(incoming.payload, MemberJoin)
+        node, asking = self._of_node(incoming), decoded(incoming.payload, Joining)
+        one = asking.command
         if one.node != node:
             raise Refused(f"node {node} asks for node {one.node} to be let in; a node asks for itself")
+        if not asking.has_data:
+            await self._refuse_without_data(node)
         done = await self.member.propose(one, actor=node, seconds=JOIN_SECONDS)
         addresses = await self._addresses()
         return meeting.encode(Joined(self._identity.cluster or "", addresses, done.index))
+
+    async def _refuse_without_data(self, node: NodeId) -> None:
+        """A member that has lost its disk has lost votes and entries that others count on: it is another node."""
+        known = await self.member.read(lambda view: view.membership())
+        if node in known.value.everyone:
+            raise CommandRefused(
+                meeting.WITHOUT_DATA,
+                f"node {node} is a member, and comes without its data; if that is lost, remove the node (conveyorctl "
+                f"members remove {node}), then start it again; else start it on its data directory",
+            )
 
     async def _on_standing(self, incoming: Incoming) -> bytes:
         node = self._of_node(incoming)

@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from conveyord.cluster import meeting
-from conveyord.cluster.meeting import Joined, ask_at
+from conveyord.cluster.meeting import Joined, Joining, ask_at
 from conveyord.cluster.member import Member
 from conveyord.cluster.ports import CommandRefused, Removed
 from conveyord.cluster.seeking import joining, raise_if_final
@@ -107,14 +107,21 @@ class Presence:
                 )
             is_known = True
             if row.state in (JOINING, DOWN) and not self._is_leaving:
-                try:
-                    await self._tell(READY, seconds=PROPOSE_SECONDS)
-                except ConveyordError as error:
-                    self.waiting = f"the cluster was not told that this node is ready: {error}"
-                    await trio.sleep(AGAIN_SECONDS)
+                await self._be_ready()
                 continue
             self.waiting = ""
             await self._member.watches.wait_beyond((MEMBERS,), index, seconds=FOREVER_SECONDS)
+
+    async def _be_ready(self) -> None:
+        """Say so once, and wait until the state of this node has it: it may be behind, and would be told so again."""
+        try:
+            index = await self._tell(READY, seconds=PROPOSE_SECONDS)
+        except ConveyordError as error:
+            self.waiting = f"the cluster was not told that this node is ready: {error}"
+            await trio.sleep(AGAIN_SECONDS)
+        else:
+            await self._member.driver.until(lambda now: now.applied >= index)
+            await trio.sleep(0 if index else AGAIN_SECONDS)
 
     async def _end_once_unneeded(self, index: int) -> None:
         """Raise Removed, unless this node is a member yet: the others may need its vote to let it go.
@@ -160,7 +167,7 @@ class Presence:
                     self._settings.tls,
                     address,
                     meeting.JOIN,
-                    command,
+                    Joining(command, has_data=True),
                     Joined,
                     seconds=meeting.JOIN_SECONDS,
                 )
@@ -178,13 +185,15 @@ class Presence:
         known = {*self._addresses.values(), *self._settings.join} - {self._settings.rpc_address}
         return sorted(known, key=lambda _: secrets.randbits(32))
 
-    async def _tell(self, state: str, *, seconds: float) -> None:
+    async def _tell(self, state: str, *, seconds: float) -> int:
+        """Returns the index at which that is so; 0 if the cluster does not take it, as something has changed."""
         one = self._identity
         command = MemberState(one.node, one.incarnation, state, None)
         try:
-            await self._member.propose(command, actor=one.node, seconds=seconds)
+            return (await self._member.propose(command, actor=one.node, seconds=seconds)).index
         except CommandRefused as error:
             log.info("the cluster does not take it that this node changes", state=state, reason=str(error))
+            return 0
 
     async def _notice(self) -> None:
         """Ask whether this node is still wanted, where no leader has been heard of for long."""

@@ -17,7 +17,7 @@ import trio
 
 from conveyord.cluster import meeting
 from conveyord.cluster.founding_file import keep_promises
-from conveyord.cluster.meeting import Joined, ask_at, decoded
+from conveyord.cluster.meeting import WITHOUT_DATA, Joined, Joining, ask_at, decoded
 from conveyord.cluster.settings import NodeSettings
 from conveyord.core.errors import ConveyordError, Refused, Retryable
 from conveyord.core.planning.founding import (
@@ -51,7 +51,7 @@ T = TypeVar("T")
 ROUND_SECONDS = 0.5  # between two rounds; half of it by chance
 KNOWN_MAX = 64  # addresses that others told of
 CLUSTER_ID_BYTES = 6
-FINAL = frozenset({STALE, DUPLICATE_NODE, PROTOCOL, INVALID, "FOREIGN_CLUSTER"})
+FINAL = frozenset({STALE, DUPLICATE_NODE, PROTOCOL, INVALID, WITHOUT_DATA, "FOREIGN_CLUSTER"})
 """Codes of a refusal that would be the same if it were asked again."""
 
 
@@ -203,10 +203,9 @@ class Seeking:
                     self._wait(f"node {other.node} was asked to found a cluster: {error}")
 
     async def _join(self, address: str) -> Way | None:
+        asking = Joining(joining(self._settings, self._identity), has_data=False)
         try:
-            joined = await self._ask(
-                address, meeting.JOIN, joining(self._settings, self._identity), Joined, seconds=meeting.JOIN_SECONDS
-            )
+            joined = await self._ask(address, meeting.JOIN, asking, Joined, seconds=meeting.JOIN_SECONDS)
         except ConveyordError as error:
             raise_if_final(error)
             self._wait(f"{address} was asked to let this node in: {error}")

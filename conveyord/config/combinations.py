@@ -30,6 +30,15 @@ def risky(config: Config) -> list[str]:
             f"whoever reaches {rpc} can take part in the cluster: there are no certificates in [rpc.tls], and "
             "cluster.secret is empty"
         )
+    elif (
+        config.http.access == "tokens"
+        and not config.rpc.tls.certificate
+        and not config.cluster.secret.get_secret_value()
+    ):
+        found.append(
+            f"whoever can connect to {rpc} on this machine can call itself a node, whom no token keeps from anything; "
+            "set cluster.secret where users of this machine are not to be trusted"
+        )
     if not http.is_loopback and not config.http.tls.certificate:
         found.append(
             f"{http} has no certificate in [http.tls], so tokens are refused from other machines: they would come in "
@@ -107,6 +116,12 @@ def _of_cluster(config: Config) -> Iterator[Problem]:
             ("node", "roles"),
             "node.roles: only a router can have a cluster of its own; add router, or name nodes of a cluster in "
             "cluster.join",
+        )
+    if config.rpc.insecure and config.http.access == "tokens" and not cluster.secret:
+        yield Problem(
+            ("cluster", "secret"),
+            "cluster.secret: rpc.insecure lets everyone reach the RPC port, and whoever does could call itself a node, "
+            "whom no token keeps from anything; give the nodes the same secret here",
         )
     if cluster.expect > 1 and not cluster.join:
         yield Problem(

@@ -21,6 +21,10 @@ from conveyord.runtime.supervisor import Service
 from conveyord.storage.identity import Identity
 
 
+HTTP_DRAIN_SHARE = 1 / 3
+"""Of the time for draining: as long may requests go on. The cluster hands over after them, and needs the rest."""
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """cluster: the node's part in it, which is one of them."""
@@ -79,6 +83,7 @@ def _api_settings(config: Config, node: NodeSettings) -> ApiSettings:
         are_metrics_open=config.http.metrics_open,
         backup_properties=config.resolved_backup(),
         tls=None if certificate is None else certificate.context,
+        drain_seconds=config.shutdown.drain * HTTP_DRAIN_SHARE,
     )
 
 

@@ -12,7 +12,15 @@ import trio
 
 from conveyord.api import messages as m
 from conveyord.api.operation import Operation
-from conveyord.api.operations import CONFIG_GET, CONFIG_PUT, MEMBERS_LIST, OPERATIONS, STATUS, TOKEN_CREATE
+from conveyord.api.operations import (
+    CONFIG_GET,
+    CONFIG_PUT,
+    MEMBERS_LIST,
+    OPERATIONS,
+    STATUS,
+    TOKEN_CREATE,
+    TOKEN_REVOKE,
+)
 from conveyord.api.rpc import WATCH
 from conveyord.core.errors import ConveyordError, Retryable
 from conveyord.runtime.rpc.connection import Connection
@@ -153,3 +161,23 @@ async def test_a_stream_ends_when_the_node_is_stopped(tmp_path: Path) -> None:
             async with connection.stream(WATCH, msgspec.msgpack.encode(m.EventsAfter(after=0))) as stream:
                 async for _ in stream:
                     node.stop.set()
+
+
+async def test_a_token_that_was_revoked_is_of_no_use_on_a_connection_that_is_open(tmp_path: Path) -> None:
+    async with serving(tmp_path, access="tokens") as node:
+        local = node.local["authorization"].removeprefix("Bearer ")
+        async with client(node, local) as admin:
+            made = await ask(admin, TOKEN_CREATE, m.TokenCreateRequest(name="an operator", role="operator"))
+            async with client(node, made.token) as operator:
+                await ask(operator, CONFIG_PUT, m.ConfigPutRequest(key="a", value=b"1"))
+                watching = msgspec.msgpack.encode(m.EventsAfter(after=0))
+                async with operator.stream(WATCH, watching, deadline_seconds=WAIT_SECONDS) as stream:
+                    await anext(stream)
+                    await ask(admin, TOKEN_REVOKE, m.TokenRevokeRequest(id=made.id))
+                    with pytest.raises(ConveyordError) as ended:
+                        while True:
+                            await anext(stream)
+                    assert ended.value.code == "TOKEN_REVOKED"
+                with pytest.raises(ConveyordError) as caught:
+                    await ask(operator, CONFIG_PUT, m.ConfigPutRequest(key="a", value=b"2"))
+                assert caught.value.code == "TOKEN_REVOKED"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import trio
 
 from conveyord.cluster.ports import Removed
-from conveyord.core.errors import Refused, Retryable
+from conveyord.cluster.watching import WatchedState
+from conveyord.core.errors import Refused, Retryable, StorageFull
 from conveyord.core.raft.membership import Change, Standing
+from conveyord.core.raft.types import Entry
 from conveyord.core.state.commands import ConfigPut, MemberForget, MemberState, SettingChange
 from conveyord.core.state.settings import DEAD_SERVER_SECONDS, TARGET_VOTERS
 from tests.cluster.rig import Rig, Started, free_port, rig
@@ -218,17 +222,60 @@ async def started_on(made: Rig, name: str, home: Path) -> Started:
     return one
 
 
-async def test_a_node_with_an_empty_disk_is_not_taken_for_the_one_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("starts", [1, 2])
+async def test_a_node_with_an_empty_disk_is_not_taken_for_the_one_it_was(tmp_path: Path, starts: int) -> None:
+    """However often it is started without its data, and whatever incarnation it was at."""
     async with rig(tmp_path) as made:
         addresses = await three(made)
-        await made.stop("b")
-        await made.start("b")
-        await made.until_standings_of_leader(THREE)
+        for _ in range(starts):
+            await made.stop("b")
+            await made.start("b")
+            await made.until_standings_of_leader(THREE)
         await made.stop("b")
         (made.home / "b").rename(made.home / "b-lost")
-        again = await made.start("b", join=tuple(addresses.values()))
-        await made.until(lambda: again.failure, "refused")
-        assert "incarnation" in str(again.failure)
+        for _ in range(4):
+            again = await made.start("b", join=tuple(addresses.values()))
+            await made.until(lambda: again.failure, "refused")  # noqa: B023
+            assert "is a member, and comes without its data" in str(again.failure)
+        leader = made.leader()
+        assert leader is not None
+        assert leader.node is not None
+        row = (await leader.node.read(lambda view: view.member("b"))).value
+        assert row is not None
+        assert row.row is not None
+        await leader.node.propose(MemberState("b", row.row.incarnation, "left", None), actor="test")
+        await made.until_standings_of_leader({**THREE, "b": (None, "left")})
+        await leader.node.propose(MemberForget("b", None), actor="test")
+        await made.start("b")
+        await made.until_standings_of_leader(THREE)
+
+
+async def test_a_node_that_lags_says_once_that_it_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with rig(tmp_path) as made:
+        await three(made)
+        leader = made.leader()
+        assert leader is not None
+        assert leader.node is not None
+        late = next(made.nodes[name] for name in "abc" if name != leader.name)
+        full, apply = False, WatchedState.apply
+
+        def applying(state: WatchedState, entries: Sequence[Entry]) -> Sequence[bytes]:
+            if full and state._replica._store._layout.directory == late.home / "state":
+                raise StorageFull("no room")
+            return apply(state, entries)
+
+        monkeypatch.setattr(WatchedState, "apply", applying)
+        await leader.node.propose(MemberState(late.name, 1, "down", None), actor="test")
+        full = True
+        await trio.sleep(0.5)
+        before = leader.node.standing
+        await trio.sleep(2.0)
+        after = leader.node.standing
+        full = False
+        assert before is not None
+        assert after is not None
+        assert after.commit - before.commit < 10  # it was hundreds in a second
+        await made.until_standings_of_leader(THREE)
 
 
 async def test_what_needs_a_cluster_says_what_is_waited_for(tmp_path: Path) -> None:

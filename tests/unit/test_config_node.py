@@ -120,7 +120,7 @@ def test_what_cannot_be_together_is_refused_with_its_line_for_a_node_alone(
 @pytest.mark.parametrize(
     "text",
     [
-        "[rpc]\nlisten = '0.0.0.0:7400'\nadvertise = 'db1.example.com:7400'\ninsecure = true\n",
+        "[rpc]\nlisten = '0.0.0.0:7400'\nadvertise = 'db1.org:7400'\ninsecure = true\n[cluster]\nsecret = 's'\n",
         "[rpc]\nlisten = '[::1]:0'\n[http]\nlisten = 'localhost:0'\naccess = 'open'\n",
         "[http]\nlisten = '10.0.0.1:7480'\n",
         "[cluster]\nexpect = 9\njoin = ['a:1', '[::1]:2']\nelection_timeout = '250ms'\n",
@@ -133,12 +133,13 @@ def test_what_can_be_together_is_taken(tmp_path: Path, text: str) -> None:
 
 def test_what_is_risky_is_possible_and_told(tmp_path: Path) -> None:
     text = "[rpc]\nlisten = '10.0.0.1:7400'\ninsecure = true\n[http]\nlisten = '10.0.0.1:7480'\n"
-    open_to_all, clear_text = risky(load_node_config(written(tmp_path, text), {}))
-    assert "whoever reaches 10.0.0.1:7400 can take part in the cluster" in open_to_all
+    with pytest.raises(ConfigError, match=r"cluster\.secret: rpc\.insecure lets everyone reach the RPC port"):
+        load_node_config(written(tmp_path, text), {})
+    (clear_text,) = risky(load_node_config(written(tmp_path, f"{text}[cluster]\nsecret = 's'\n"), {}))
     assert "10.0.0.1:7480 has no certificate in [http.tls]" in clear_text
-    with_secret = written(tmp_path, f"{text}[cluster]\nsecret = 's'\n")
-    assert risky(load_node_config(with_secret, {})) == [clear_text]
-    assert risky(Config()) == []
+    (no_secret,) = risky(Config())
+    assert "whoever can connect to 127.0.0.1:7400 on this machine can call itself a node" in no_secret
+    assert risky(load_node_config(written(tmp_path, "[http]\naccess = 'open'\n"), {})) == []
 
 
 def test_flags_win_and_are_named_where_they_are_wrong(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@
 |---|---|---|
 | that the cluster knows, with a role that needs the state, in no membership | | a learner |
 | that has left | is in the membership | gone |
-| a voter that was down for `dead_server_seconds` | the voters that are heard are a majority without it too | gone |
+| a member that was down for `dead_server_seconds` | a majority is heard without it | one that has left |
 | a voter that is no router, or one too many | does not lead; a majority is heard without it | a learner |
 | a learner that is a router, ready, heard, and has caught up | there are too few voters | a voter |
 
@@ -117,7 +117,7 @@ def _bury(sight: Sight) -> Plan | None:
             continue
         if node in sight.membership.learners or keeps_quorum(sight, sight.membership.voters - {node}):
             why = f"{node} was down for {peer.heard_seconds:.0f} s, longer than dead_server_seconds"
-            return Plan((Change(node, Standing.GONE),), left=(node,), why=why)
+            return Plan(left=(node,), why=why)  # then it is released
     return None
 
 

@@ -120,6 +120,7 @@ class RouterService:
             log.warning("a node is down", node=node, timeouts=voters.DOWN_TIMEOUTS)
             await self._mark(state.rows[node], DOWN)
         for node in plan.left:
+            log.warning("a node is given up", why=plan.why)
             await self._mark(state.rows[node], LEFT)
 
     async def _mark(self, row: MemberRow, to: str) -> None:
