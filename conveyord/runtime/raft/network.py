@@ -25,6 +25,7 @@ from conveyord.core.raft.codec import decode, encode
 from conveyord.core.raft.messages import Dropped, Message
 from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.core.raft.types import NodeId
+from conveyord.core.wire.frames import Body
 from conveyord.runtime.raft.driver import Driver
 from conveyord.runtime.raft.outcomes import Done, Outcome, Unknown
 from conveyord.runtime.raft.ports import SnapshotSource
@@ -153,7 +154,10 @@ class Network:
             if isinstance(error, Refused):
                 raise Refused(f"node {leader}: {error}") from error
             raise OutcomeUnknown(f"node {leader}: {error}") from error
-        kind, index, reply, reason, hint = _decode_outcome(answer.payload)
+        try:
+            kind, index, reply, reason, hint = _decode_outcome(answer.payload)
+        except msgspec.MsgspecError as error:
+            raise OutcomeUnknown(f"node {leader} answered what is no outcome ({error}); run one version") from error
         if kind == DONE:
             return Done(index, reply)
         return Dropped(0, reason, hint) if kind == DROPPED else Unknown(reason)
@@ -165,7 +169,7 @@ class Network:
             offer = _encode((term, snapshot_info.encode(info)))
             said = await connection.call(OFFER, offer, deadline_seconds=CHUNK_SECONDS)
             before = -1
-            while (offset := _decode_offset(said.payload)) < info.file_bytes:
+            while (offset := _offset(peer, said.payload)) < info.file_bytes:
                 if offset <= before:
                     raise Retryable(f"node {peer} has {offset} bytes of the snapshot, as before the last chunk")
                 before = offset
@@ -226,6 +230,13 @@ class Network:
     def _on_snapshot(self, sender: NodeId, term: int, info: SnapshotInfo) -> None:
         if self._driver is not None:
             self._driver.snapshot_received(sender, term, info.mark, info.membership)
+
+
+def _offset(peer: NodeId, payload: Body) -> int:
+    try:
+        return _decode_offset(payload)
+    except msgspec.MsgspecError as error:
+        raise Retryable(f"node {peer} answered what is no place in a snapshot ({error}); run one version") from error
 
 
 async def _within(scope: trio.CancelScope, peer: Peer) -> None:
