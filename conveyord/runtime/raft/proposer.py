@@ -3,6 +3,9 @@
 The node has one session in the replicated state, and every command a number in it. So whatever is not known to have
 happened is proposed again under the same number, to whoever leads then: it takes effect once, and its first reply comes
 back (`core/raft/sessions.py`). Commands that came in at the same time may be applied in any order.
+
+The state keeps `WINDOW` replies of a session, from the lowest number on that is waited for. So no number is given out
+that is `WINDOW` above that one: who comes then waits for the lowest, and gets the next number in turn.
 """
 
 from __future__ import annotations
@@ -55,10 +58,11 @@ class Proposer(Generic[CommandT]):
         self._forward = forward
         self._session = session
         self._id = 0
-        self._number = 0
+        self._last = 0  # the highest number that was given out
         self._open = set[int]()
-        self._floor = 1  # the lowest number that is open, if one is
+        self._floor = 1  # the lowest number that is open; the next one, if none is
         self._full = trio.lowlevel.ParkingLot()  # of those who wait for room in the window
+        self._given: dict[trio.lowlevel.Task, int] = {}  # their numbers, until they run again
         self._opening = trio.Lock()
         self._forwarding: dict[trio.CancelScope, NodeId] = {}
         driver.on_new_leader.append(self._give_up_others)
@@ -71,25 +75,24 @@ class Proposer(Generic[CommandT]):
         """
         attempt = _Attempt(trio.current_time() + seconds)
         try:
-            while len(self._open) >= WINDOW:
+            if self._last - self._floor < WINDOW - 1:
+                number = self._next()
+            else:
                 with attempt.limited():
                     await self._full.park()
-            return await self._numbered(command, attempt)
+                number = self._given.pop(trio.lowlevel.current_task())
+            return await self._numbered(number, command, attempt)
         except _TooLate:
             raise attempt.too_late(seconds, self._driver.standing.leader) from None
 
-    async def _numbered(self, command: CommandT, attempt: _Attempt) -> Done:
-        # A lock that is passed on takes a round of the event loop, so it is only taken where there is no session.
-        session = self._id or await self._opened(attempt)
-        self._number += 1
-        number = self._number
-        self._open.add(number)
+    async def _numbered(self, number: int, command: CommandT, attempt: _Attempt) -> Done:
         try:
-            data = self._session.command(session, number, self._lowest(), command)
+            # A lock that is passed on takes a round of the event loop, so it is only taken where there is no session.
+            session = self._id or await self._opened(attempt)
+            data = self._session.command(session, number, self._floor, command)
             done = await self._until_done(data, attempt)
         finally:
-            self._open.remove(number)
-            self._full.unpark()
+            self._close(number)
         if self._session.is_expired(done.reply):
             if self._id == session:
                 self._id = 0
@@ -98,11 +101,23 @@ class Proposer(Generic[CommandT]):
             raise Retryable("the session of this node expired; try again")
         return done
 
-    def _lowest(self) -> int:
-        """The lowest number that is open: one is."""
-        while self._floor not in self._open:
+    def _next(self) -> int:
+        """Give out a number, for which there is room: it is open from now on."""
+        self._last += 1
+        self._open.add(self._last)
+        return self._last
+
+    def _close(self, number: int) -> None:
+        """Nobody waits for its reply any more."""
+        self._open.remove(number)
+        if number != self._floor:
+            return
+        while self._floor <= self._last and self._floor not in self._open:
             self._floor += 1
-        return self._floor
+        if self._full:
+            # They get their numbers here: by the time they run, who came later could have taken the room.
+            for task in self._full.unpark(count=self._floor + WINDOW - 1 - self._last):
+                self._given[task] = self._next()
 
     async def _opened(self, attempt: _Attempt) -> int:
         with attempt.limited():

@@ -15,7 +15,7 @@ from conveyord.core.state.rows import CONFIG, ConfigHead, ConfigRow
 from conveyord.storage.state.tables import AUDIT, DELETE, EVENT, PUT, TOPIC, Tables
 
 TOGETHER = 64  # rows of one statement; more gain nothing
-HEADS_MAX = 10_000  # that are remembered; some two megabytes
+HEADS_MAX = 10_000  # that are remembered from one transaction to the next; some two megabytes
 
 
 def _together(statement: str) -> str:
@@ -48,17 +48,18 @@ class Pending:
         """A configuration entry as it is after all that is pending."""
         if key in self._heads:
             return self._heads[key]
-        return self._remember(key, self._tables.config(key))
+        head = self._heads[key] = self._tables.config(key)
+        return head
 
     def put_config(self, row: ConfigRow) -> None:
         """Write an entry."""
         self._config[row.key] = row
-        self._remember(row.key, ConfigHead(row.created, row.changed, row.size))
+        self._heads[row.key] = ConfigHead(row.created, row.changed, row.size)
 
     def delete_config(self, key: str) -> None:
         """Remove an entry."""
         self._config[key] = None
-        self._remember(key, None)
+        self._heads[key] = None
 
     def write(self, cursor: sqlite3.Cursor) -> None:
         """Write everything."""
@@ -72,13 +73,9 @@ class Pending:
         cursor.executemany(TOPIC, self.topics.items())
         self.events, self.audit = [], []
         self.topics.clear()
-
-    def _remember(self, key: str, head: ConfigHead | None) -> ConfigHead | None:
-        if len(self._heads) >= HEADS_MAX:
-            # Those of what is pending must stay: the tables do not know of it.
-            self._heads = {key: head for key, head in self._heads.items() if key in self._config}
-        self._heads[key] = head
-        return head
+        # Only here: what is pending must be remembered, as the tables do not know of it, and is larger than its heads.
+        if len(self._heads) > HEADS_MAX:
+            self._heads.clear()
 
 
 def _write(cursor: sqlite3.Cursor, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
