@@ -11,21 +11,28 @@ from typing import NoReturn
 # Imports make half a million objects that live for ever. Looking through them for garbage again and
 # again takes a tenth of the start-up; the threshold of 700 is meant for programs that make cycles.
 GC_THRESHOLDS = (100_000, 50, 1_000)
+EXIT_INTERRUPTED = 130  # of cli/exits.py, which may not be imported yet
 
 
 def main() -> None:
     """Run `conveyord` and exit with its code."""
     gc.set_threshold(*GC_THRESHOLDS)
-    from conveyord.cli.main import conveyord, invoke
-
-    _leave(invoke(conveyord, "conveyord"))
+    _leave(_invoked("conveyord"))
 
 
 def main_ctl() -> None:
     """Run `conveyorctl` and exit with its code."""
-    from conveyord.cli.main import conveyorctl, invoke
+    _leave(_invoked("conveyorctl"))
 
-    _leave(invoke(conveyorctl, "conveyorctl"))
+
+def _invoked(name: str) -> int:
+    """The exit code of a console script. A Ctrl-C while it is imported ends it as quietly as any later one."""
+    try:
+        from conveyord.cli.main import conveyorctl, conveyord, invoke
+
+        return invoke({"conveyord": conveyord, "conveyorctl": conveyorctl}[name], name)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 def _leave(code: int) -> NoReturn:

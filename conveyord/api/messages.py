@@ -365,9 +365,13 @@ class Events(Reply, frozen=True, kw_only=True):
 
 
 class BackupCreate(Request, frozen=True, kw_only=True):
-    """Take a backup of the state as this node has it. store: `file:///directory` or `s3://bucket/prefix`."""
+    """Take a backup of the state, with everything that was acknowledged before. By the node that is asked.
+
+    store: `file:///directory` or `s3://bucket/prefix`. stale: of what the node has, however old, without a leader.
+    """
 
     store: str
+    stale: bool = False
 
 
 class BackupList(Request, frozen=True, kw_only=True):

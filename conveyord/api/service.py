@@ -45,6 +45,7 @@ class ApiSettings:
 
     rpc_address, http_address: where others reach this node. tls: asked for each connection, see
     `http_tls.ServerCertificate`; None for HTTP without TLS. backup_properties: of stores of backups.
+    drain_seconds: for which a node that is being stopped waits for requests.
     """
 
     data_dir: Path
@@ -57,6 +58,7 @@ class ApiSettings:
     backup_properties: Mapping[str, str] = field(default_factory=dict)
     tls: Callable[[], ssl.SSLContext] | None = None
     limits: Limits = LIMITS
+    drain_seconds: float = 10.0
 
 
 class HttpService:
@@ -101,7 +103,11 @@ class HttpService:
         return self._rpc.admit_client(hello)
 
     async def run(self, *, drain: trio.Event, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until `drain` is set; then queries that wait are answered at once, and requests under way finished."""
+        """Serve until `drain` is set; then queries that wait are answered at once, and requests under way finished.
+
+        For `drain_seconds`: one that takes longer gets no answer, as the cluster, which is drained next, needs time to
+        hand over.
+        """
         try:
             self._access.local = await trio.to_thread.run_sync(make_local_token, self.settings.data_dir)
         except OSError as error:
@@ -111,14 +117,17 @@ class HttpService:
             ) from error
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._access.run)
-            nursery.start_soon(self._end_waiting, drain)
+            nursery.start_soon(self._drain, drain, nursery.cancel_scope)
             task_status.started()
             await self._server.serve(self._listeners, drain=drain)
             nursery.cancel_scope.cancel()
 
-    async def _end_waiting(self, drain: trio.Event) -> None:
+    async def _drain(self, drain: trio.Event, serving: trio.CancelScope) -> None:
         await drain.wait()
         self.context.drain.set()
+        await trio.sleep(self.settings.drain_seconds)
+        log.warning("requests took too long to end, and are cut off", drain_seconds=self.settings.drain_seconds)
+        serving.cancel()
 
 
 def now_ms() -> int:

@@ -56,8 +56,10 @@ def _fixed() -> Flags:
 def _show(serving: Serving, seconds: float) -> None:
     """The banner, on stdout: logs are on stderr."""
     from conveyord import __version__
+    from conveyord.cli.ctl.target import DEFAULT_SERVER
 
     web = serving.http
+    at = "" if web == DEFAULT_SERVER else f" --server {web}"
     lines = (
         ("API", f"{web}/api/v1, open to everyone on this machine"),
         ("try it", f"{web}/docs"),
@@ -65,7 +67,7 @@ def _show(serving: Serving, seconds: float) -> None:
         ("RPC", str(serving.rpc)),
         ("data", f"{serving.data_dir}, in SQLite, on disk before it is acknowledged"),
         ("roles", ", ".join(serving.roles)),
-        ("look", "conveyorctl status"),
+        ("look", f"conveyorctl status{at}"),
     )
     click.echo(f"conveyord {__version__}: node {serving.node} is ready after {seconds:.1f} s\n")
     for label, text in lines:

@@ -20,7 +20,6 @@ from conveyord.runtime.rpc.tls import TlsContexts, TlsFiles
 from conveyord.runtime.supervisor import Service
 from conveyord.storage.identity import Identity
 
-
 HTTP_DRAIN_SHARE = 1 / 3
 """Of the time for draining: as long may requests go on. The cluster hands over after them, and needs the rest."""
 

@@ -32,6 +32,10 @@ log = structlog.get_logger(__name__)
 # each thread that applies, decodes or compresses, and heartbeats with it.
 SWITCH_SECONDS = 0.0005
 
+# What a node keeps is for who runs it: tokens, secrets in configuration entries, the audit. SQLite makes files that all
+# may read, unless this says otherwise.
+UMASK = 0o077
+
 
 @dataclass(frozen=True, slots=True)
 class Serving:
@@ -50,6 +54,7 @@ async def serve(config: Config, *, stop: trio.Event, notifier: Notifier, on_answ
     on_answer: called once the cluster answers. Raises ConfigError where nothing was begun, and what ends a service:
     Refused, Corrupt, StorageFull, Retryable.
     """
+    os.umask(UMASK)
     sys.setswitchinterval(SWITCH_SECONDS)
     data_dir = _absolute(config.data_dir)
     async with listening(config) as ports:

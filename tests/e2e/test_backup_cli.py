@@ -98,10 +98,33 @@ def test_properties_of_the_store_come_from_the_configuration(home: Path) -> None
 
 
 def test_cleanup_says_what_it_removed(home: Path) -> None:
-    assert backup(home, "cleanup", "--keep", "1").text == "nothing to remove\n"
-    assert backup(home, "cleanup", "--keep", "0").code == 2
-    said = json.loads(backup(home, "cleanup", "--keep", "3", "-o", "json").out)
+    assert backup(home, "cleanup", "--keep", "1", "--yes").text == "nothing to remove\n"
+    assert backup(home, "cleanup", "--keep", "0", "--yes").code == 2
+    said = json.loads(backup(home, "cleanup", "--keep", "3", "--yes", "-o", "json").out)
     assert said == {"ids": []}
+
+
+def test_cleanup_asks_before(home: Path) -> None:
+    said = backup(home, "cleanup", "--keep", "1")
+    assert (said.code, said.out) == (2, b"")
+    assert said.sentence == (
+        f"Remove all but the newest 1 of each cluster in {(home / 'backups').as_uri()} for good? Nobody can be asked "
+        "here; pass --yes"
+    )
+
+
+def test_validation_looks_at_a_directory_only_if_it_is_named(home: Path) -> None:
+    data = make_node(home / "conveyord-data", script())
+    said = backup(home, "restore", id_in(home), "--validate-only")
+    assert (said.code, said.text.splitlines()[-1].split()) == (0, ["valid", "yes"])
+    said = backup(home, "restore", id_in(home), "--validate-only", "--data-dir", data)
+    assert (said.code, said.sentence) == (
+        1,
+        (
+            f"{data} has node.json, raft, state of node a; leave out --data-dir to check the backup alone, or name "
+            "a directory without a node"
+        ),
+    )
 
 
 def test_validation_makes_no_directory(home: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from conveyord.core.errors import Corrupt, Refused
 from conveyord.storage.identity import FILE, Identity, keep_identity, take_identity
+from conveyord.storage.raft_log.log import RaftLog
 
 
 def test_a_node_keeps_its_id_and_never_has_an_incarnation_twice(tmp_path: Path) -> None:
@@ -43,3 +44,18 @@ def test_a_file_that_is_not_what_was_written_is_not_replaced(tmp_path: Path, con
     with pytest.raises(Corrupt, match="is not what was written"):
         take_identity(tmp_path)
     assert (tmp_path / FILE).read_bytes() == content
+
+
+def test_a_log_that_has_lost_its_identity_is_not_given_another(tmp_path: Path) -> None:
+    """It would begin with incarnation 1 again, and the others would refuse it."""
+    taken = take_identity(tmp_path, node="n1")
+    (tmp_path / "raft").mkdir()
+    RaftLog(tmp_path / "raft" / "raft.db", node=taken.node).close()
+    (tmp_path / FILE).rename(tmp_path / "moved")
+    before = sorted(tmp_path.rglob("*"))
+    for node in (None, "n1", "n2"):
+        with pytest.raises(Refused, match=r"has the log of .*and no node\.json.*; put node\.json back"):
+            take_identity(tmp_path, node=node)
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "moved").rename(tmp_path / FILE)
+    assert take_identity(tmp_path).incarnation == 2

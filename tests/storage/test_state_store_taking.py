@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,27 @@ def test_a_reader_that_sees_the_newest_state_is_no_reason_for_a_copy(
         other.mark()
         store.snapshots.take()
         assert restored_index(tmp_path / "other", store.snapshots) == HELD
+
+
+def test_threads_take_them_one_after_the_other(store: StateStore, tmp_path: Path) -> None:
+    """Backups and the node itself take them as they like. None removes what another one has just taken."""
+
+    def taken(number: int) -> int:
+        copy = tmp_path / f"{number}.snapshot"
+        for _ in range(5):
+            with store.snapshots.take_open() as snapshot:
+                copy.write_bytes(snapshot.read_chunk(0, 1 << 24))
+            with SnapshotFile(copy) as copied:
+                copied.verify()
+        return snapshot.info.mark.index
+
+    with ThreadPoolExecutor(6) as threads:
+        found = threads.map(taken, range(6))
+        for _ in range(100):
+            advance(store, store.mark.index + 1)
+        assert max(found) <= HELD + 100
+    store.snapshots.take()
+    assert restored_index(tmp_path / "other", store.snapshots) == HELD + 100
 
 
 @pytest.mark.parametrize("how", ["disk", "cancelled"])

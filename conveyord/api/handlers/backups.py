@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -32,7 +33,7 @@ T = TypeVar("T")
 async def create(context: Context, caller: Caller, request: BackupCreate) -> OneBackup:
     """See `BackupCreate`."""
     place = open_backups(request.store, context.backup_properties)
-    cluster = (await context.cluster.read(StateView.cluster, stale=True)).value
+    cluster = (await context.cluster.read(StateView.cluster, stale=request.stale)).value
     if not cluster.id:
         raise Retryable("the cluster has no name yet, as it was founded just now; try again")
     snapshot = await context.cluster.take_snapshot()
@@ -45,12 +46,22 @@ async def create(context: Context, caller: Caller, request: BackupCreate) -> One
         created_at_ms=context.now_ms(),
     )
 
+    # Held by who closes the snapshot: the thread that reads it, or this task if it is cancelled before that begins.
+    closing = threading.Lock()
+
     def stored() -> Listed:
+        if not closing.acquire(blocking=False):
+            raise Retryable("the request was given up before its backup began")
         with snapshot:
             manifest = place.create(snapshot, about)
         return Listed(manifest.id, manifest)
 
-    return OneBackup(index=_applied(context), backup=_shown(await _in_thread(context, stored)))
+    try:
+        backup = await _in_thread(context, stored)
+    finally:
+        if closing.acquire(blocking=False):
+            snapshot.close()
+    return OneBackup(index=_applied(context), backup=_shown(backup))
 
 
 async def list_(context: Context, _: Caller, request: BackupList) -> Backups:
@@ -83,7 +94,8 @@ async def cleanup(context: Context, _: Caller, request: BackupCleanup) -> Backup
 
 
 async def _in_thread(context: Context, work: Callable[[], T]) -> T:
-    return await trio.to_thread.run_sync(work, limiter=context.backups)
+    """A store may not answer for minutes: who is cancelled leaves the thread, which keeps its place until it ends."""
+    return await trio.to_thread.run_sync(work, limiter=context.backups, abandon_on_cancel=True)
 
 
 def _applied(context: Context) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from conveyord.cli.ctl.asking import confirmed, yes_option
 from conveyord.cli.ctl.output import FORMATS, Column, moment, show, show_facts
 from conveyord.cli.exits import reports_failures
 from conveyord.cli.options import config_option, data_dir_option, load_setting, output_option
@@ -83,7 +84,11 @@ def describe(id_: str, url: str, config_path: Path | None, output: str) -> None:
 @click.option("--node", metavar="ID", help="Id of the node.  [default: that of the node that was there, or a new one]")
 @click.option("--expect-cluster", metavar="ID", help="Refuse a backup of any other cluster.")
 @click.option("--force", is_flag=True, help="Move aside what a node of this cluster has in the directory.")
-@click.option("--validate-only", is_flag=True, help="Read and check everything, and make nothing.")
+@click.option(
+    "--validate-only",
+    is_flag=True,
+    help="Read and check everything, and make nothing. A directory is looked at only if --data-dir names it.",
+)
 @config_option
 @output_option(*FORMATS)
 @reports_failures
@@ -105,15 +110,15 @@ def restore(
     """
     from conveyord.storage.backup import restoring
 
-    directory = load_setting(config_path, data_dir).data_dir
     backups = _open(url, config_path)
     if validate_only:
         with tempfile.TemporaryDirectory(prefix="conveyord-backup-") as scratch:
             manifest = restoring.validate(
-                backups, id_, Path(scratch), expect_cluster=expect_cluster, data_dir=directory, force=force
+                backups, id_, Path(scratch), expect_cluster=expect_cluster, data_dir=data_dir, force=force
             )
         show_facts({"backup": _document(manifest), "valid": True}, _facts(manifest) | {"valid": "yes"}, output)
         return
+    directory = load_setting(config_path, data_dir).data_dir
     history = new_history()
     done = restoring.restore(
         backups,
@@ -145,15 +150,19 @@ def restore(
 @click.option(
     "--keep", required=True, type=click.IntRange(min=1), help="How many whole backups of each cluster stay, the newest."
 )
+@yes_option
 @config_option
 @output_option(*FORMATS)
 @reports_failures
-def cleanup(url: str, keep: int, config_path: Path | None, output: str) -> None:
+def cleanup(url: str, keep: int, yes: bool, config_path: Path | None, output: str) -> None:
     """Remove all but the newest backups of each cluster, and what cut-off uploads left a day ago.
 
     Damaged backups do not count and stay.
     """
-    gone = _open(url, config_path).cleanup(keep=keep)
+    backups = _open(url, config_path)
+    if not confirmed(f"Remove all but the newest {keep} of each cluster in {url} for good", yes=yes):
+        return
+    gone = backups.cleanup(keep=keep)
     show({"ids": gone}, [Column[str]("removed", str)], gone, output)
     if not gone and output in ("table", "wide"):
         click.echo("nothing to remove")

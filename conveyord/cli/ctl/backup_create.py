@@ -10,9 +10,10 @@ from conveyord.cli.ctl.output import moment, show_facts
 
 @click.command("create")
 @click.option("--store", required=True, metavar="URL", help="file:///DIRECTORY of the node, or s3://BUCKET/PREFIX.")
+@click.option("-s", "--stale", is_flag=True, help="Of what the node has, however old, where nobody leads.")
 @asks_nodes()
-def create(store: str, asking: Asking, output: str) -> None:
-    """Have a node back up the state of the cluster, as that node has it.
+def create(store: str, stale: bool, asking: Asking, output: str) -> None:
+    """Have a node back up the state of the cluster, with everything that was acknowledged before.
 
     The node writes it, with its own credentials. A directory is one of its machine.
     """
@@ -20,7 +21,7 @@ def create(store: str, asking: Asking, output: str) -> None:
     from conveyord.api.operations import BACKUP_CREATE
     from conveyord.core.units import format_bytes
 
-    reply = asking.call(BACKUP_CREATE, BackupCreate(store=store))
+    reply = asking.call(BACKUP_CREATE, BackupCreate(store=store, stale=stale))
     backup = reply.backup
     facts = {
         "id": backup.id,

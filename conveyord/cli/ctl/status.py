@@ -76,7 +76,8 @@ def _with_leader(asking: Asking, seconds: float) -> Status:
         except Retryable as error:
             missing = str(error)
         except Problem as error:
-            if error.status != UNAUTHENTICATED_STATUS:  # a node that starts writes a new local token
+            # A node that starts writes a new local token; any other stays as wrong as it is.
+            if error.status != UNAUTHENTICATED_STATUS or not asking.target().is_local:
                 raise
             missing = str(error)
         if time.monotonic() + LOOK_SECONDS > deadline:

@@ -29,11 +29,14 @@ class Flags:
 
 
 class Target(NamedTuple):
-    """ca: None for the system's authorities."""
+    """ca: None for the system's authorities. is_local: whether the token is, or will be, that of a data directory here,
+    which a node writes anew when it starts.
+    """
 
     servers: tuple[Server, ...]
     token: str
     ca: Path | None
+    is_local: bool = False
 
 
 def target(flags: Flags, environment: Mapping[str, str]) -> Target:
@@ -51,7 +54,13 @@ def target(flags: Flags, environment: Mapping[str, str]) -> Target:
     servers = servers or (context.servers if context else (DEFAULT_SERVER,))
     parsed = tuple(parse_server(server.strip()) for server in servers)
     ca = flags.ca or (Path(context.ca).expanduser() if context and context.ca else None)
-    return Target(parsed, _token(flags, environment, context, name, parsed), ca)
+    if flags.token is None and flags.data_dir is not None:
+        return Target(parsed, _local_token(flags.data_dir, parsed), ca, is_local=True)
+    token = _token(flags, environment, context, name)
+    if token is None:
+        is_local = all(server.is_loopback for server in parsed)
+        return Target(parsed, _usual_token() if is_local else "", ca, is_local)
+    return Target(parsed, token, ca)
 
 
 def _context(flags: Flags, environment: Mapping[str, str]) -> tuple[Context | None, str]:
@@ -71,23 +80,22 @@ def _context(flags: Flags, environment: Mapping[str, str]) -> tuple[Context | No
     return (contexts.get(contexts.current, path), contexts.current) if contexts.current else (None, "")
 
 
-def _token(
-    flags: Flags, environment: Mapping[str, str], context: Context | None, name: str, servers: tuple[Server, ...]
-) -> str:
+def _token(flags: Flags, environment: Mapping[str, str], context: Context | None, name: str) -> str | None:
+    """The one that was given, or that a context is without; None if nothing says which."""
     if flags.token is not None:
         return secret(flags.token, "--token")
-    if flags.data_dir is not None:
-        return _local_token(flags.data_dir, servers)
     of_context = secret(context.token, f"the token of context {name!r}") if context and context.token else ""
     if flags.context and of_context:
         return of_context
     if given := environment.get("CONVEYORD_TOKEN"):
         return secret(given, "CONVEYORD_TOKEN")
-    if context:
-        return of_context
-    if all(server.is_loopback for server in servers) and _is_readable(DEFAULT_DATA_DIR / LOCAL_TOKEN):
-        return secret_file(DEFAULT_DATA_DIR / LOCAL_TOKEN, "the node on this machine")
-    return ""
+    return of_context if context else None
+
+
+def _usual_token() -> str:
+    """Of a node that was started here with the usual data directory; empty if there is none."""
+    path = DEFAULT_DATA_DIR / LOCAL_TOKEN
+    return secret_file(path, "the node on this machine") if _is_readable(path) else ""
 
 
 def _local_token(data_dir: Path, servers: tuple[Server, ...]) -> str:

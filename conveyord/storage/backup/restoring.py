@@ -42,7 +42,8 @@ def validate(
     """
     manifest = _suitable(backups, id_, expect_cluster)
     if data_dir is not None and data_dir.is_dir():
-        _check_free(data_dir, manifest, force=force)
+        alone = "leave out --data-dir to check the backup alone, or name a directory without a node"
+        _check_free(data_dir, manifest, force=force, remedy=alone)
     _contents(backups, manifest, scratch)
     return manifest
 
@@ -74,7 +75,12 @@ def restore(
     manifest = _suitable(backups, id_, expect_cluster)
     with held(data_dir):
         settle(data_dir)
-        old = _check_free(data_dir, manifest, force=force)
+        old = _check_free(
+            data_dir,
+            manifest,
+            force=force,
+            remedy="--force moves that aside, or restore into another directory",
+        )
         was_there = bool(files_there(data_dir))
         if node is None:
             node = old.node if old is not None else f"n-{secrets.token_hex(ID_BYTES)}"
@@ -108,8 +114,11 @@ def _check_protocol(id_: str, protocol: int, version: str) -> None:
         )
 
 
-def _check_free(data_dir: Path, manifest: Manifest, *, force: bool) -> Identity | None:
-    """Whether something of a node is there that must not be moved aside. Returns whose it is, if that can be told."""
+def _check_free(data_dir: Path, manifest: Manifest, *, force: bool, remedy: str) -> Identity | None:
+    """Whether something of a node is there that must not be moved aside. Returns whose it is, if that can be told.
+
+    remedy: where `force` is missing.
+    """
     identity = identity_or_none(data_dir)
     name = None if identity is None else identity.cluster
     if name is not None and not is_named_after(name, manifest.cluster):
@@ -119,9 +128,7 @@ def _check_free(data_dir: Path, manifest: Manifest, *, force: bool) -> Identity 
         )
     if (there := files_there(data_dir)) and not force:
         whose = f"of node {identity.node}" if identity is not None else "of a node"
-        raise Refused(
-            f"{data_dir} has {', '.join(there)} {whose}; --force moves that aside, or restore into another directory"
-        )
+        raise Refused(f"{data_dir} has {', '.join(there)} {whose}; {remedy}")
     return identity
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
@@ -33,21 +34,23 @@ STEP_PAGES = 4_096  # 16 MiB between two moments at which the copying thread can
 
 
 class Snapshots:
-    """Those that were taken of one state. Blocking; usable from any thread, but one `take` at a time."""
+    """Those that were taken of one state. Blocking; usable from any thread: one `take` waits for another."""
 
     def __init__(
         self,
         layout: Layout,
         between_applies: Callable[[], AbstractContextManager[bool]],
         syncing: Callable[[], AbstractContextManager[None]],
+        taking: threading.Lock,
     ) -> None:
         """layout: of the store. between_applies: nothing is applied in it; whether all that was is in the file.
 
-        syncing: an OSError in it is the end of the store.
+        syncing: an OSError in it is the end of the store. taking: of the store, held while one is taken.
         """
         self._layout = layout
         self._between_applies = between_applies
         self._syncing = syncing
+        self._taking = taking
 
     def take(self, *, keep: int = SNAPSHOTS_KEPT) -> SnapshotInfo:
         """Take one of the state as it is, and remove all but the newest `keep`. Durable on return.
@@ -57,6 +60,15 @@ class Snapshots:
         with nothing left behind; Refused if no entry was applied yet, or the store has failed or was closed. If the
         state cannot be synced, the store has failed.
         """
+        with self._taking:
+            return self._take(keep)
+
+    def take_open(self) -> SnapshotFile:
+        """Likewise, and open it before the next one can remove it."""
+        with self._taking:
+            return SnapshotFile(self._layout.snapshot(self._take(SNAPSHOTS_KEPT).mark.index))
+
+    def _take(self, keep: int) -> SnapshotInfo:
         layout = self._layout
         with translated(layout.snapshots):
             make_durable_directories(layout.snapshots)

@@ -67,6 +67,7 @@ class StateStore:
         self._failed: str | None = None
         self.generation = max(layout.generations(), default=1)
         self._using = threading.Lock()  # the connection: by who applies, or by who begins a snapshot
+        self._taking = threading.Lock()  # a snapshot; held for long, and taken before the other
         self._connection = self._connect()
 
     @classmethod
@@ -119,7 +120,7 @@ class StateStore:
     def snapshots(self) -> Snapshots:
         """Those of this state."""
         # Kept here, it would keep this store from being let go.
-        return Snapshots(self._layout, self._between_applies, self._syncing)
+        return Snapshots(self._layout, self._between_applies, self._syncing, self._taking)
 
     def apply(self, entries: Sequence[Entry], execute: Execute) -> list[bytes]:
         """Apply `entries` in one transaction, and return their replies. Not synced; see above.

@@ -91,6 +91,16 @@ def test_a_read_is_answered_by(name: str, tmp_path: Path) -> None:
     compare(f"read-{name}", arguments, said)
 
 
+def test_a_token_that_is_refused_is_not_waited_with(tmp_path: Path) -> None:
+    """It stays refused; but for the one of a data directory, which a node that starts writes anew."""
+    with serving(READS["unauthenticated"]) as address:
+        arguments = ["status", "--wait", "1h", "--token", "cvd_unknown", "--server", f"http://{address}"]
+        said = ctl(tmp_path, *arguments)
+        compare("waited-unauthenticated", arguments, said)
+        said = ctl(tmp_path, "status", "--wait", "300ms", "--server", f"http://{address}")
+    assert said.code == 124
+
+
 WRITES: dict[str, Behaviour] = {
     "nothing": saying(b""),
     "cut-body": READS["cut-body"],

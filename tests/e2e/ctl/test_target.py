@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,27 @@ def test_a_node_on_this_machine_lets_in_who_can_read_its_data(tmp_path: Path, mo
     assert chosen(tmp_path / "none.toml", servers=("http://[::1]:5",))[1] == "cvd_local_x"
     assert chosen(tmp_path / "none.toml", servers=("https://a:5",))[1] == ""
     assert chosen(tmp_path / "none.toml", token="other")[1] == "other"
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "is_local"),
+    [
+        ({}, {}, True),
+        ({"servers": ("http://127.0.0.1:5",)}, {}, True),
+        ({"data_dir": Path("conveyord-data")}, {}, True),
+        ({"data_dir": Path("conveyord-data"), "token": "other"}, {}, False),
+        ({"token": "other"}, {}, False),
+        ({}, {"CONVEYORD_TOKEN": "other"}, False),
+        ({"servers": ("https://a:5",)}, {}, False),
+    ],
+)
+def test_only_the_token_of_a_data_directory_may_change_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], environment: dict[str, str], is_local: bool
+) -> None:
+    (tmp_path / "conveyord-data").mkdir()
+    (tmp_path / "conveyord-data/local-token").write_text("cvd_local_x\n")
+    monkeypatch.chdir(tmp_path)
+    assert target(Flags(contexts_file=tmp_path / "none.toml", **flags), environment).is_local == is_local
 
 
 def test_the_current_context_is_used_where_none_is_named(contexts: Path) -> None:

@@ -44,6 +44,7 @@ def test_dev_says_where_it_serves_and_keeps_what_it_has(tmp_path: Path) -> None:
             assert api is not None, banner
             assert f"data     {tmp_path / 'conveyord-data'}, in SQLite" in banner
             assert "roles    router" in banner
+            assert f"look     conveyorctl status --server {api[1]}\n" in banner
             status = httpx.get(f"{api[1]}/api/v1/status", timeout=30).json()
             assert (status["raft"], status["incarnation"]) == ("leader", incarnation)
             assert httpx.get(f"{api[1]}/docs", timeout=30).status_code == 200

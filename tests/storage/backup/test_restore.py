@@ -100,7 +100,7 @@ def test_a_directory_that_has_a_node_is_refused_and_left_as_it_is(tmp_path: Path
     with pytest.raises(Refused, match=r"has node.json, raft, state of node a; --force moves that aside"):
         restored(backups, manifest, tmp_path / "data")
     assert content(tmp_path / "data") == before
-    with pytest.raises(Refused, match="--force moves that aside"):
+    with pytest.raises(Refused, match="of node a; leave out --data-dir to check the backup alone"):
         validate(backups, manifest.id, tmp_path, expect_cluster=None, data_dir=tmp_path / "data", force=False)
 
 
