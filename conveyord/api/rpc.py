@@ -25,6 +25,7 @@ from conveyord.core.state.rows import TOKENS
 from conveyord.core.wire.heads import Hello
 from conveyord.runtime.rpc.handlers import Admission, Handlers, Incoming, Outlet
 from conveyord.runtime.rpc.outcomes import Unwelcome
+from conveyord.storage.state.reading import StateView
 
 DOOR = "rpc"
 WATCH = "api.watch"
@@ -73,6 +74,9 @@ class Rpc:
         cursor = Cursor(request.after, request.history, topics_of(request.topics))
         is_first = True
         while True:
+            if self._access.mode != "open":
+                known = await context.cluster.read(StateView.topics, stale=True)
+                await self._access.wait_for(known.value[TOKENS].newest)
             check_role(EVENTS_AFTER, self._told(EVENTS_AFTER, incoming)[0])  # a token may have been revoked meanwhile
             found = await next_events(context, cursor, limit=request.limit)
             if found.events or is_first:
