@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random, SystemRandom
 from typing import TypeVar
 
@@ -39,7 +39,7 @@ from conveyord.runtime.raft.outcomes import Done, Outcome
 from conveyord.runtime.raft.proposer import Proposer
 from conveyord.runtime.rpc.greeting import Side
 from conveyord.runtime.rpc.handlers import Incoming
-from conveyord.storage.identity import Identity
+from conveyord.storage.identity import Identity, keep_identity
 from conveyord.storage.raft_log.log import RaftLog
 from conveyord.storage.state.reading import Answer, StateView
 from conveyord.storage.state.schema import MIGRATIONS
@@ -64,10 +64,17 @@ class _Opened:
     loaded: Loaded
 
 
-def _open(settings: NodeSettings, node: NodeId, founders: frozenset[NodeId]) -> _Opened:
+def _open(settings: NodeSettings, identity: Identity, founders: frozenset[NodeId]) -> _Opened:
     """Blocking. founders: with whom a log that holds nothing begins; nobody for one that is told by others."""
-    log = RaftLog(settings.data_dir / "raft" / "raft.db", node=node)
+    path, node = settings.data_dir / "raft" / "raft.db", identity.node
+    if identity.has_log and not path.exists():
+        raise Refused(
+            f"{path} is missing, and node {node} has had it: votes and entries that others count on are lost with it; "
+            "put it back, or remove the node from its cluster and start it on an empty data directory"
+        )
+    log = RaftLog(path, node=node)
     try:
+        keep_identity(settings.data_dir, replace(identity, has_log=True))
         if founders and log.membership == NOBODY:
             log.found(Membership(founders))
         store = StateStore.open(
@@ -92,7 +99,7 @@ async def opened(
     founders: the first voters of the cluster, if this node is one of them; else nobody. Raises what the log and the
     state raise: Refused, Corrupt, StorageFull, Retryable.
     """
-    found = await trio.to_thread.run_sync(_open, settings, identity.node, founders)
+    found = await trio.to_thread.run_sync(_open, settings, identity, founders)
     try:
         yield Member(settings, identity, side, found)
     finally:

@@ -7,7 +7,7 @@ message of this process from one of an earlier one, and two processes with one i
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -23,11 +23,15 @@ ID_BYTES = 6  # 281 trillion, so that nobody has to look whether one is taken
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """node: its id. incarnation: 1 when it is started for the first time. cluster: that it belongs to, once it does."""
+    """node: its id. incarnation: 1 when it is started for the first time. cluster: that it belongs to, once it does.
+
+    has_log: whether it has begun a log: if that is missing, it was lost, with all that the node has promised.
+    """
 
     node: str
     incarnation: int
     cluster: str | None = None
+    has_log: bool = False
 
 
 def take_identity(data_dir: Path, *, node: str | None = None) -> Identity:
@@ -49,7 +53,7 @@ def take_identity(data_dir: Path, *, node: str | None = None) -> Identity:
             f"{data_dir} belongs to node {found.node}, and node {node} was to be started on it; start it as "
             f"{found.node}, or give {node} a data directory of its own"
         )
-    taken = Identity(found.node, found.incarnation + 1, found.cluster)
+    taken = replace(found, incarnation=found.incarnation + 1)
     keep_identity(data_dir, taken)
     return taken
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -205,7 +206,9 @@ async def test_who_is_refused(tmp_path: Path) -> None:
 
         copied = json.loads((made.home / "b" / "node.json").read_text())
         (made.home / "copy").mkdir()
-        (made.home / "copy" / "node.json").write_text(json.dumps({**copied, "incarnation": copied["incarnation"] - 1}))
+        (made.home / "copy" / "node.json").write_text(
+            json.dumps({**copied, "incarnation": copied["incarnation"] - 1, "has_log": False})
+        )
         twin = Started("b", made.home / "copy", await free_port(), {"join": (address,), "secret": "right"})
         await made.nursery.start(twin.run)
         await made.until(lambda: twin.failure, "the twin is refused")
@@ -276,6 +279,17 @@ async def test_a_node_that_lags_says_once_that_it_is_ready(tmp_path: Path, monke
         assert after is not None
         assert after.commit - before.commit < 10  # it was hundreds in a second
         await made.until_standings_of_leader(THREE)
+
+
+async def test_a_node_that_has_lost_its_log_and_state_does_not_begin_anew(tmp_path: Path) -> None:
+    async with rig(tmp_path) as made:
+        await three(made)
+        await made.stop("b")
+        for name in ("raft", "state"):
+            shutil.rmtree(made.home / "b" / name)
+        again = await made.start("b")
+        await made.until(lambda: again.failure, "refused")
+        assert "raft.db is missing, and node b has had it" in str(again.failure)
 
 
 async def test_what_needs_a_cluster_says_what_is_waited_for(tmp_path: Path) -> None:
