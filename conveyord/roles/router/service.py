@@ -15,7 +15,7 @@ from conveyord.core.planning.voters import Peer, Plan, Sight
 from conveyord.core.raft.membership import Membership
 from conveyord.core.raft.state import Role
 from conveyord.core.raft.types import NodeId
-from conveyord.core.state.commands import ClusterForm, MemberState, ProtocolRaise
+from conveyord.core.state.commands import ClusterForm, MemberState, ProtocolRaise, SettingChange
 from conveyord.core.state.machine import PROTOCOL_MIN
 from conveyord.core.state.members import DOWN, LEFT
 from conveyord.core.state.rows import CLUSTER, MEMBERS, SETTINGS, STANDINGS, ClusterRow, MemberRow
@@ -109,6 +109,10 @@ class RouterService:
     async def _form(self, state: _State) -> None:
         cluster = self._cluster.identity.cluster
         assert cluster is not None, state
+        founders = len(state.membership.voters)
+        if founders > state.settings[TARGET_VOTERS]:  # who founds a cluster with five wants five to vote
+            target = SettingChange(TARGET_VOTERS, founders)
+            await self._cluster.propose(target, actor=self._actor, seconds=STEP_SECONDS)
         await self._cluster.propose(ClusterForm(cluster, PROTOCOL_MIN), actor=self._actor, seconds=STEP_SECONDS)
         log.info("the cluster has its name", cluster=cluster)
 
