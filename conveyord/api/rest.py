@@ -70,7 +70,7 @@ class Rest:
             answer = http.Answer(200, _ENCODER.encode(reply), _headers(reply))
         except ConveyordError as error:
             raise self.problem(head, error) from error
-        except Exception as error:
+        except Exception as error:  # a bug: it must end neither the connection nor the node
             log.exception("a request failed", method=head.method, path=head.path)
             raise self.problem(
                 head, Declined(INTERNAL, "this failed for a reason that is in the log of the node")
