@@ -34,9 +34,12 @@ def start(config_path: Path | None, **given: Any) -> int:
     2 if a setting is wrong or a port is taken, 130 or 143 if it was stopped at once.
     """
     from conveyord.config import load_node_config
+    from conveyord.core.state.names import ROLES
     from conveyord.daemon.built import check_roles
 
     flags = flags_of(given)
+    _, named = flags.get(("node", "roles"), ("", ()))
+    check_roles([role for role in ROLES if isinstance(named, list) and role in named])  # before what else they need
     config = load_node_config(config_path, flags)
     check_roles(config.node.roles)
     return run_node(config, reread=lambda: load_node_config(config_path, flags), on_answer=_log)
