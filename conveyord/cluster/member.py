@@ -49,6 +49,7 @@ from conveyord.storage.state_store.store import StateStore
 
 T = TypeVar("T")
 READ_SECONDS = 10.0  # for a leader to confirm a read, elections on the way included
+CLOSE_SECONDS = 10.0
 TRANSFER_TIMEOUTS = 4  # in election timeouts: a leader gives it up after one, and another one may have to be found
 SETTLE_SECONDS = 0.05  # between two looks at whether a change of members is complete
 NODE_ROLE = "node"
@@ -103,8 +104,8 @@ async def opened(
     try:
         yield Member(settings, identity, side, found)
     finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(_close, found)
+        with trio.move_on_after(CLOSE_SECONDS, shield=True):  # a disk that hangs must not keep the process
+            await trio.to_thread.run_sync(_close, found, abandon_on_cancel=True)
 
 
 def _close(found: _Opened) -> None:
