@@ -33,6 +33,14 @@ class WatchedState:
         """See `StatePort`."""
         return self._replica.mark
 
+    def try_out(self, entries: Sequence[Entry]) -> Sequence[bytes]:
+        """See `StatePort`."""
+        return self._replica.try_out(entries)
+
+    def forget(self) -> None:
+        """See `StatePort`."""
+        self._replica.forget()
+
     def apply(self, entries: Sequence[Entry]) -> Sequence[bytes]:
         """See `StatePort`."""
         replies = self._replica.apply(entries)

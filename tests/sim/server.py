@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any, get_args
@@ -78,6 +79,8 @@ class Server:
         self.life = world.next_number()
         self.fuse = 0
         self.proposals = Proposals()
+        self.tried = deque[tuple[Entry, bytes]]()
+        self.told: dict[int, bytes] = {}
         self.waiting: dict[int, Answer] = {}
         self.readers: dict[int, tuple[int, Answer]] = {}
         self.tickets = 0  # the same ones in every life
@@ -134,6 +137,7 @@ class Server:
             return
         if is_leader != self.was_leader:
             self.was_leader = is_leader
+            self.tried.clear()
             world.counts["elections"] += is_leader
             if is_leader and world.elected is not None:
                 world.elected(self)
@@ -178,6 +182,7 @@ class Server:
             else:
                 world.counts["dropped"] += 1
                 self._answer(answer.number, "dropped", answer.leader)
+        self._answer_tried()
         for read in ready.reads:
             self._read_is_ready(read.ticket, read.is_confirmed)
         for fetch in ready.fetches:
@@ -188,11 +193,36 @@ class Server:
             self.later(self.random.uniform(0.0, 0.05), self._send_snapshot, peer, self.node.state.term)
             if world.faults.late_streams and self.random.random() < world.faults.late_streams:
                 self.later(self.random.expovariate(1.0), self.send_late, peer)
+        if ready.likely:
+            self._try_out(ready.likely)
         if ready.committed:
             seconds = self.random.expovariate(1 / world.faults.apply) if world.faults.apply else 0.0
             self.later(seconds, self._apply_all, ready.committed)
 
     # -------------------------------------------------------------------------- the state and its clients
+
+    def _try_out(self, entries: tuple[Entry, ...]) -> None:
+        """See what entries would reply, in a state that is thrown away."""
+        trial = Machine(self.machine.stored())
+        self.tried = deque((entry, trial.apply(entry)) for entry in entries)
+
+    def _answer_tried(self) -> None:
+        """What is committed is answered before it is applied."""
+        state = self.node.state
+        while self.tried and self.tried[0][0].index <= state.commit:
+            entry, reply = self.tried.popleft()
+            if state.log.term(entry.index) == entry.term:
+                self.world.counts["answered before applied"] += 1
+                self.told[entry.index] = reply
+                self._reply(entry, reply)
+
+    def _reply(self, entry: Entry, reply: bytes) -> None:
+        answered, lost = self.proposals.applied(entry.index, entry.term)
+        for number in answered:
+            self._answer(number, "ok", reply)
+        for number in lost:
+            self.world.counts["lost"] += 1
+            self._answer(number, "dropped", None)
 
     def _apply_all(self, entries: tuple[Entry, ...]) -> None:
         for entry in entries:
@@ -211,12 +241,8 @@ class Server:
         dump = world.oracle.became(self, entry, reply)
         if dump is not None:
             self.disk.keep_state(dump)
-        answered, lost = self.proposals.applied(entry.index, entry.term)
-        for number in answered:
-            self._answer(number, "ok", reply)
-        for number in lost:
-            world.counts["lost"] += 1
-            self._answer(number, "dropped", None)
+        assert self.told.pop(entry.index, reply) == reply, f"{self.name}: entry {entry.index} was answered otherwise"
+        self._reply(entry, reply)
 
     def _answer(self, number: int, kind: str, value: Any) -> None:
         answer = self.waiting.pop(number, None)

@@ -305,7 +305,9 @@ class Fetch:
 class Ready:
     """What is to be done, in any order and at the same time, but writes in the order of their tokens.
 
-    committed: entries to apply, in order; they are on this node's disk. snapshots: peers to stream one to.
+    committed: entries to apply, in order; they are on this node's disk. likely: a leader's, on their way to disks: the
+    next that will be committed, all of them at once, unless it loses its place. A driver may see now what they will do,
+    where that can be taken back. snapshots: peers to stream one to.
     """
 
     write: Write | None = None
@@ -315,3 +317,4 @@ class Ready:
     reads: tuple[ReadReady, ...] = ()
     fetches: tuple[Fetch, ...] = ()
     snapshots: tuple[NodeId, ...] = ()
+    likely: tuple[Entry, ...] = ()

@@ -46,7 +46,7 @@ from conveyord.core.raft.messages import (
     VoteRequest,
 )
 from conveyord.core.raft.outbox import Outbox, Unsaved
-from conveyord.core.raft.state import Role, State
+from conveyord.core.raft.state import Leadership, Role, State
 from conveyord.core.raft.types import BEGINNING, BLANK, Entry, HardState, Mark, NodeId, Options
 
 NUMBERS = 1 << 48  # of reads, for lives to begin at: so many that no two of them ever meet
@@ -132,7 +132,10 @@ class RaftNode:
         """Take everything that is to be done now."""
         state = self.state
         write = state.outbox.write(state.hard_state, state.log)
-        return state.outbox.take(write, self._committed())
+        committed = self._committed()
+        leading = state.leading
+        likely = () if leading is None or committed else self._likely(leading)
+        return state.outbox.take(write, committed, likely)
 
     def _committed(self) -> tuple[Entry, ...]:
         """Entries to apply, one batch at a time: the next when the state has this one."""
@@ -152,6 +155,20 @@ class RaftNode:
             )
             return ()
         state.handed = entries[-1].index
+        return entries
+
+    def _likely(self, leading: Leadership) -> tuple[Entry, ...]:
+        """What comes next when all that is committed was applied, up to where a write ends: others write the same
+        entries at once, so the commit index often goes from there to there.
+        """
+        state = self.state
+        first, end = state.applied + 1, state.outbox.end_of_write(state.log)
+        if state.handed > state.applied or not leading.foreseen < first <= end:
+            return ()
+        entries = state.log.slice(first, end + 1, state.options.apply_bytes)
+        if entries is None:
+            return ()
+        leading.foreseen = entries[-1].index
         return entries
 
     # -------------------------------------------------------------------------- what the driver tells

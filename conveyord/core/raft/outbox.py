@@ -99,9 +99,14 @@ class Outbox:
         self.unsaved = Unsaved(hard_state, log.last + 1)
         return Write(self._token, news, unsaved.truncate_from, log.tail(unsaved.first), unsaved.install)
 
-    def take(self, write: Write | None, committed: tuple[Entry, ...]) -> Ready:
+    def end_of_write(self, log: Log) -> int:
+        """The last entry of the oldest write that is under way, or of the log if none is."""
+        return self._underway[0].last if self._underway else log.last
+
+    def take(self, write: Write | None, committed: tuple[Entry, ...], likely: tuple[Entry, ...]) -> Ready:
         """Everything that was collected, once."""
-        if not (write or committed or self.free or self.answers or self.reads or self.fetches or self.snapshots):
+        collected = self.free or self.answers or self.reads or self.fetches or self.snapshots
+        if not (write or committed or likely or collected):
             return NOTHING
         ready = Ready(
             write,
@@ -111,6 +116,7 @@ class Outbox:
             tuple(self.reads),
             tuple(self.fetches),
             tuple(self.snapshots),
+            likely,
         )
         for taken in (self.free, self.answers, self.reads, self.fetches, self.snapshots):
             taken.clear()

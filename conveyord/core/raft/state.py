@@ -48,7 +48,8 @@ class Leadership:
     """What only a leader knows. first: the index of its own first entry. quorum_at: when it looks next who was heard.
 
     transfer_until: when it gives up handing over to `transfer_to`. uncommitted_bytes: of its own entries. tell_at: when
-    peers are told of what is committed, if nothing that was sent to them until then has told them.
+    peers are told of what is committed, if nothing that was sent to them until then has told them. foreseen: up to
+    where entries were given out as likely to be committed.
     """
 
     first: int
@@ -60,6 +61,7 @@ class Leadership:
     transfer_to: NodeId | None = None
     transfer_until: float = NEVER
     tell_at: float = NEVER
+    foreseen: int = 0
 
 
 @dataclass(slots=True, eq=False)

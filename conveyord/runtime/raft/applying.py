@@ -1,10 +1,15 @@
-"""The thread of a node's state: applies what is committed, and switches to snapshots."""
+"""The thread of a node's state: applies what is committed, and switches to snapshots.
+
+A leader's entries are tried out while they are on their way to the disks: what they reply is known then as soon as they
+are committed, and little is left to be done.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import structlog
 
@@ -20,15 +25,29 @@ Applied = Callable[[Sequence[Entry], Sequence[bytes]], None]
 Switched = Callable[[Mark, Mark], None]
 
 
+class TryOut(NamedTuple):
+    """Entries that may be committed next."""
+
+    entries: tuple[Entry, ...]
+
+
+class Forget(NamedTuple):
+    """Take back what was tried out."""
+
+
+Job = tuple[Entry, ...] | Mark | TryOut | Forget
+
+
 class Applying:
     """Methods are for the trio thread."""
 
-    def __init__(self, state: StatePort, on_applied: Applied, on_switched: Switched) -> None:
-        """on_applied: entries and their replies. on_switched: the mark before, and that of the snapshot."""
+    def __init__(self, state: StatePort, on_applied: Applied, on_tried: Applied, on_switched: Switched) -> None:
+        """on_applied, on_tried: entries and their replies. on_switched: the mark before, and that of the snapshot."""
         self._state = state
         self._on_applied = on_applied
+        self._on_tried = on_tried
         self._on_switched = on_switched
-        self._worker = Worker[tuple[Entry, ...] | Mark]("raft-state", self._work)
+        self._worker = Worker[Job]("raft-state", self._work)
         self.is_full = False
         """Whether the disk of the state has no room, and what is committed waits for that."""
 
@@ -40,6 +59,14 @@ class Applying:
         """Apply what was committed."""
         self._worker.put(entries)
 
+    def try_out(self, entries: tuple[Entry, ...]) -> None:
+        """See what entries reply that are not committed. Nothing comes of it if there is other work."""
+        self._worker.put(TryOut(entries))
+
+    def forget(self) -> None:
+        """They will perhaps not be committed."""
+        self._worker.put(Forget())
+
     def later(self, entries: tuple[Entry, ...]) -> Later:
         """The same when the deadline of what is returned has come."""
         return Later(entries, self._worker.put)
@@ -48,12 +75,25 @@ class Applying:
         """Make a staged snapshot the state."""
         self._worker.put(mark)
 
-    def _work(self, jobs: Sequence[tuple[Entry, ...] | Mark], report: Report) -> None:
+    def _work(self, jobs: Sequence[Job], report: Report) -> None:
         for job in jobs:
             if isinstance(job, Mark):
                 self._switch(job, report)
-            else:
+            elif isinstance(job, Forget):
+                self._state.forget()
+            elif not isinstance(job, TryOut):
                 self._apply(job, report)
+            elif job is jobs[-1]:  # else it comes too late
+                self._try_out(job.entries, report)
+
+    def _try_out(self, entries: tuple[Entry, ...], report: Report) -> None:
+        if entries[0].index != self._state.mark.index + 1:
+            return  # a snapshot has come before them
+        try:
+            replies = self._state.try_out(entries)
+        except StorageFull:
+            return  # `apply` will say so
+        report(partial(self._on_tried, entries, replies))
 
     def _switch(self, mark: Mark, report: Report) -> None:
         before = self._state.mark

@@ -22,6 +22,7 @@ What the log or the state raises ends `run`, and must end the process: nobody kn
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -127,7 +128,8 @@ class Driver:
         self._standing = self.standing
         self._sleep = trio.CancelScope()
         self._disk = Disk(log, self.tell, self._on_install, self._on_written)
-        self._applying = Applying(state, self._on_applied, self._on_switched)
+        self._applying = Applying(state, self._on_applied, self._on_tried, self._on_switched)
+        self._tried = deque[tuple[Entry, bytes]]()  # what entries will reply once they are committed
         self._health = Health(log, self._disk, self._applying, node.state.options.election_timeout_seconds, self.tell)
         self._snapshots = Snapshots(node, self._disk, state, transport, policy or Policy(), self.tell)
         self.deadlines = Deadlines()
@@ -342,6 +344,7 @@ class Driver:
                 self._proposals.accepted(answer.number, answer.index, answer.term)
             else:
                 self._answer(answer.number, answer)
+        self._answer_tried()
         for read in ready.reads:
             readers = self._reading.pop(read.ticket)
             readers.is_confirmed = read.is_confirmed
@@ -352,6 +355,8 @@ class Driver:
             self._disk.fetch(fetch)
         for peer in ready.snapshots:
             self._snapshots.send(peer, self._node.state.term)
+        if ready.likely:
+            self._applying.try_out(ready.likely)
         if ready.committed:
             self._apply(ready.committed, is_urgent=ready.write is None or self._node.state.role is Role.LEADER)
 
@@ -376,6 +381,8 @@ class Driver:
                 self._tell_all(Unknown(f"node {now.leader} leads, and here {self.trouble}"))
         if now.role is not Role.LEADER and before.role is Role.LEADER:
             self._snapshots.give_up()
+            self._tried.clear()
+            self._applying.forget()
         self._changed.set()
         self._changed = trio.Event()
 
@@ -397,14 +404,29 @@ class Driver:
         self.tell(Applied(entries[-1].index))
         if self._proposals:
             for entry, reply in zip(entries, replies, strict=True):
-                answered, lost = self._proposals.applied(entry.index, entry.term)
-                for number in answered:
-                    self._answer(number, Done(entry.index, reply))
-                for number in lost:
-                    self._answer(
-                        number, Dropped(number, "another leader's entry took its place; propose it anew", None)
-                    )
+                self._reply(entry, reply)
         self._snapshots.applied(entries[-1].index)
+
+    def _on_tried(self, entries: Sequence[Entry], replies: Sequence[bytes]) -> None:
+        if self._node.state.role is Role.LEADER:
+            self._tried = deque(zip(entries, replies, strict=True))
+            self._answer_tried()
+
+    def _answer_tried(self) -> None:
+        """Answer what is committed by now. The state has it a little later, and reads wait for that."""
+        state, tried = self._node.state, self._tried
+        while tried and tried[0][0].index <= state.commit:
+            entry, reply = tried.popleft()
+            if state.log.term(entry.index) == entry.term:
+                self._reply(entry, reply)
+
+    def _reply(self, entry: Entry, reply: bytes) -> None:
+        """An entry is committed, and replies this: to who proposed it, if that was here."""
+        answered, lost = self._proposals.applied(entry.index, entry.term)
+        for number in answered:
+            self._answer(number, Done(entry.index, reply))
+        for number in lost:
+            self._answer(number, Dropped(number, "another leader's entry took its place; propose it anew", None))
 
     def _on_written(self, persisted: Persisted) -> None:
         self._mail.append(persisted)

@@ -78,6 +78,14 @@ class StatePort(Protocol):
     def mark(self) -> Mark:
         """The last entry that is in the state."""
 
+    def try_out(self, entries: Sequence[Entry]) -> Sequence[bytes]:
+        """What `apply` would reply. It does not change what anyone sees; it spares an `apply` that begins with the same
+        entries their work. Raises StorageFull if there is no room.
+        """
+
+    def forget(self) -> None:
+        """Take back what was tried out."""
+
     def apply(self, entries: Sequence[Entry]) -> Sequence[bytes]:
         """Apply entries that follow it; their replies. Raises StorageFull with nothing applied: then again later."""
 

@@ -21,3 +21,8 @@ class StateReplica(Replica):
         """See `StateStore.apply`."""
         with self._executor.together(entries[-1].index if entries else 0):
             return super().apply(entries)
+
+    def try_out(self, entries: Sequence[Entry]) -> list[bytes]:
+        """See `StateStore.try_out`."""
+        with self._executor.together(entries[-1].index):
+            return super().try_out(entries)

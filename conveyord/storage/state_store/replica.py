@@ -25,6 +25,14 @@ class Replica:
         """See `StateStore.apply`."""
         return self._store.apply(entries, self._execute)
 
+    def try_out(self, entries: Sequence[Entry]) -> list[bytes]:
+        """See `StateStore.try_out`."""
+        return self._store.try_out(entries, self._execute)
+
+    def forget(self) -> None:
+        """See `StateStore.forget`."""
+        self._store.forget()
+
     def switch(self, mark: Mark) -> None:
         """See `StateStore.switch`."""
         self._store.switch(mark)

@@ -10,6 +10,10 @@
 | usable | `switch` | usable, of the next generation; after any error on the way, failed |
 | usable | another error of the disk, or any of the caller's function | failed: refuses all until it is opened again |
 
+What entries will do can be found out before it is known that they will be applied: `try_out` runs them in a transaction
+and leaves that open, so nobody sees it. An `apply` that begins with the same entries goes on in it; whatever else comes
+first takes it back.
+
 Nothing is synced when entries are applied, as the log has them. So after a power cut the newest ones may be gone:
 always whole transactions from the end of the WAL, whose frames carry checksums. `mark` is smaller then, the tables are
 what they were at that mark, and the log applies the rest again. It must not have been compacted beyond what is on disk
@@ -25,6 +29,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from conveyord.core.errors import Corrupt, Refused, StorageFull
 from conveyord.core.raft.membership import NOBODY, Membership, decode
@@ -51,6 +56,13 @@ Execute = Callable[[sqlite3.Cursor, Sessions, Entry], bytes]
 nothing else. What it refuses it tells in the reply; an exception means that it cannot go on, and nothing is applied."""
 
 
+class _Tried(NamedTuple):
+    """What was run in the transaction that is open: so many entries as there are replies. place: after them."""
+
+    replies: list[bytes]
+    place: Place
+
+
 class StateStore:
     """The one read-write connection to a state, for one thread; the caller holds the directory's lock.
 
@@ -65,6 +77,7 @@ class StateStore:
         self._migrations = migrations
         self._sessions = Sessions(sessions_max=sessions_max, window=window)
         self._failed: str | None = None
+        self._tried: _Tried | None = None
         self.generation = max(layout.generations(), default=1)
         self._using = threading.Lock()  # the connection: by who applies, or by who begins a snapshot
         self._taking = threading.Lock()  # a snapshot; held for long, and taken before the other
@@ -133,20 +146,37 @@ class StateStore:
             if not entries:
                 return []
             self._check_follows(entries[0])
-            return self._apply(entries, execute)
-
-    def _apply(self, entries: Sequence[Entry], execute: Execute) -> list[bytes]:
-        try:
+            if self._tried is not None and not _begin_with(entries, self._tried):
+                self._forget()
+            with self._taking_back():
+                done = self._run(entries, execute)
+                self._connection.execute("COMMIT")
+            self._tried, self._place = None, done.place
             with self._failing():
-                with transaction(self._connection):
-                    replies, place = self._run(entries, execute)
-                self._place = place
                 self._checkpoint()
-        except StorageFull:
-            with self._failing():  # what the sessions learned in memory was taken back as well
-                load_sessions(self._connection, self._sessions)
-            raise
-        return replies
+            return done.replies
+
+    def try_out(self, entries: Sequence[Entry], execute: Execute) -> list[bytes]:
+        """What `apply` would reply; see above. Raises as it does. entries: one at least."""
+        with self._using:
+            self._check_usable()
+            self._check_follows(entries[0])
+            self._forget()
+            with self._taking_back():
+                self._tried = self._run(entries, execute)
+            return self._tried.replies
+
+    def forget(self) -> None:
+        """Take back what was tried out, if anything was."""
+        with self._using:
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._tried is not None:
+            self._tried = None
+            with self._failing():
+                self._connection.execute("ROLLBACK")
+                load_sessions(self._connection, self._sessions)  # they learned of it in memory
 
     def switch(self, mark: Mark) -> None:
         """Make the snapshot that is staged for `mark` the state; it is on disk when this returns.
@@ -159,6 +189,7 @@ class StateStore:
 
     def _switch(self, mark: Mark) -> None:
         self._check_usable()
+        self._forget()
         assert mark.index > self.mark.index, (mark, self.mark)
         check_staged(self._layout, mark)
         former = self.generation
@@ -180,6 +211,7 @@ class StateStore:
         """What is in the tables, as 16 bytes: equal at replicas that are at the same mark. It reads all of them."""
         with self._using:
             self._check_usable()
+            self._forget()
             with translated(self.path):
                 return state_digest(self._connection)
 
@@ -213,6 +245,7 @@ class StateStore:
         return connection
 
     def _close(self) -> None:
+        self._tried = None
         self._connection.close()
         self._file.close()
 
@@ -245,22 +278,29 @@ class StateStore:
 
     # -------------------------------------------------------------------------- applying
 
-    def _run(self, entries: Sequence[Entry], execute: Execute) -> tuple[list[bytes], Place]:
-        """What `apply` does in its transaction."""
-        cursor, membership, replies = self._connection.cursor(), self.membership, list[bytes]()
-        for index, entry in enumerate(entries, entries[0].index):
+    def _run(self, entries: Sequence[Entry], execute: Execute) -> _Tried:
+        """Begin a transaction, or go on in the one of the first of `entries`; it stays open."""
+        cursor, tried = self._connection.cursor(), self._tried
+        if tried is None:
+            tried = _Tried([], self._place)
+            cursor.execute("BEGIN IMMEDIATE")
+        rest = entries[len(tried.replies) :]
+        if not rest:
+            return tried
+        membership, replies = tried.place.membership, list[bytes]()
+        for index, entry in enumerate(rest, rest[0].index):
             assert entry.index == index, (entry.index, index)
             if entry.kind is Kind.MEMBERSHIP:
                 membership = decode(entry.data)
             replies.append(execute(cursor, self._sessions, entry))
         store_changes(cursor, self._sessions.take_changes())
-        last = entries[-1]
+        last = rest[-1]
         place = Place(Mark(last.index, last.term, last.chain), membership)
-        if membership is self.membership:
+        if membership is tried.place.membership:
             write_mark(cursor, place.mark)
         else:
             write_place(cursor, place)
-        return replies, place
+        return _Tried(tried.replies + replies, place)
 
     def _check_usable(self) -> None:
         if self._failed is not None:
@@ -273,6 +313,21 @@ class StateStore:
         assert entry.index == self.mark.index + 1, (entry.index, self.mark.index)
         if entry.chain != chain_after(self.mark.chain, entry.index, entry.term, entry.crc):
             raise damaged_state(self.path, f"entry {entry.index} of the log does not follow what is in it")
+
+    @contextmanager
+    def _taking_back(self) -> Iterator[None]:
+        """After an error nothing is left of the transaction that is open, nor of what sessions learned in it."""
+        try:
+            with self._failing():
+                yield
+        except BaseException as error:
+            self._tried = None
+            with self._failing():
+                if self._connection.in_transaction:  # SQLite has rolled back by itself after some errors
+                    self._connection.execute("ROLLBACK")
+                if isinstance(error, StorageFull):
+                    load_sessions(self._connection, self._sessions)
+            raise
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
@@ -314,6 +369,7 @@ class StateStore:
         """
         with self._using:
             self._check_usable()
+            self._forget()
             with self._failing():
                 is_in_file = self._move_wal(os.stat(self._wal).st_size)  # noqa: PTH116
             yield is_in_file
@@ -326,3 +382,9 @@ class StateStore:
         except OSError as error:
             self._failed = f"it could not be synced: {error}"
             raise
+
+
+def _begin_with(entries: Sequence[Entry], tried: _Tried) -> bool:
+    """Whether what was tried out are the first of `entries`."""
+    count = len(tried.replies)
+    return count <= len(entries) and entries[count - 1].chain == tried.place.mark.chain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import msgpack
 import pytest
 import trio
+import trio.testing
 
 from conveyord.core.errors import Corrupt, Refused, Retryable
 from conveyord.core.raft.membership import Change, Standing
 from conveyord.core.raft.messages import Dropped, Heartbeat, NotLeader
 from conveyord.core.raft.state import Role
-from conveyord.core.raft.types import Mark
+from conveyord.core.raft.types import Entry, Mark
 from conveyord.runtime.raft.driver import COMMAND_BYTES_MAX, TICK
 from conveyord.runtime.raft.outcomes import Done, Unknown
 from conveyord.runtime.raft.ports import StatePort
@@ -133,6 +135,53 @@ async def test_who_was_away_gets_a_snapshot_of_what_was_compacted(tmp_path: Path
         await late.stop()
         await rig.start(late)
         await reached(late.up, lambda standing: standing.applied >= last.index)
+
+
+class SlowApply:
+    """A state that applies when the test says."""
+
+    def __init__(self, state: StatePort) -> None:
+        self._state = state
+        self.goes_on = threading.Event()
+        self.goes_on.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._state, name)
+
+    def apply(self, entries: Sequence[Entry]) -> Sequence[bytes]:
+        assert self.goes_on.wait(WAIT_SECONDS)
+        return self._state.apply(entries)
+
+
+async def test_what_is_committed_is_answered_before_the_state_has_it_and_reads_wait(tmp_path: Path) -> None:
+    states = list[SlowApply]()
+
+    def slow(state: StatePort) -> StatePort:
+        states.append(SlowApply(state))
+        return states[-1]  # type: ignore[return-value]
+
+    async with cluster(tmp_path, "a", state_of=slow) as rig:
+        leader = await rig.leader()
+        session = await opened(leader)
+        await reached(leader, lambda standing: standing.applied == standing.commit)
+        states[0].goes_on.clear()
+        done = await written(leader, session, 1, 1, 7)
+        assert isinstance(done, Done)
+        assert leader.standing.applied < done.index
+        read = list[int]()
+
+        async def reader() -> None:
+            read.append(await leader.read_index())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader)
+            for _ in range(10):
+                await leader.until(lambda standing: standing.commit >= done.index)
+                await trio.testing.wait_all_tasks_blocked()
+            assert read == []
+            states[0].goes_on.set()
+        assert read == [done.index]
+        await rig.agree({1: 7})
 
 
 class SlowSnapshots:

@@ -58,6 +58,11 @@ class FullState:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._state, name)
 
+    def try_out(self, entries: Sequence[Entry]) -> Sequence[bytes]:
+        if self.refusals:
+            raise StorageFull("no room; free space")
+        return self._state.try_out(entries)
+
     def apply(self, entries: Sequence[Entry]) -> Sequence[bytes]:
         if self.refusals:
             self.refusals -= 1
@@ -101,12 +106,33 @@ async def test_a_leader_whose_disk_stalls_hands_over_and_follows_when_it_is_well
         old.propose(command(session, 1, 1, ("write", 1, 1)), outcomes.append)
         await led_by_another(rig, old, session)
         assert "a write waits" in old._health.trouble
-        assert [type(outcome) for outcome in outcomes] == [Unknown], "it may be long until its own disk tells"
+        assert [type(outcome) for outcome in outcomes] == [Done], "the others have it"
+        assert old.standing.applied < outcomes[0].index  # type: ignore[union-attr]
         sick.of(old).goes_on.set()
         await rig.agree({1: 2})
         with trio.fail_after(WAIT_SECONDS):
             while old._health.trouble:
                 await trio.sleep(0.01)
+
+
+async def test_a_leader_whose_disk_stalls_tells_of_what_nobody_else_has(tmp_path: Path) -> None:
+    sick = Sick()
+    async with cluster(tmp_path, *NAMES, log_of=sick.log) as rig:
+        old = await rig.leader()
+        session = await opened(old)
+        sick.of(old).goes_on.clear()
+        rig.wires.cut_off(old.node_id)
+        outcomes = list[Outcome]()
+        old.propose(command(session, 1, 1, ("write", 1, 1)), outcomes.append)
+        await led_by_another(rig, old, session)
+        assert outcomes == []
+        rig.wires.cuts.clear()
+        with trio.fail_after(WAIT_SECONDS):
+            while not outcomes:
+                await trio.sleep(0.01)
+        assert [type(outcome) for outcome in outcomes] == [Unknown], "it may be long until its own disk tells"
+        sick.of(old).goes_on.set()
+        await rig.agree({1: 2})
 
 
 async def test_a_leader_whose_disk_is_full_hands_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

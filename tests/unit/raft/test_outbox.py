@@ -23,8 +23,8 @@ def test_what_promises_nothing_unsaved_leaves_at_once() -> None:
     outbox, log = fresh()
     outbox.promise(reply(0))
     assert outbox.write(BLANK, log) is None
-    assert outbox.take(None, ()).messages == (reply(0),)
-    assert outbox.take(None, ()) is NOTHING
+    assert outbox.take(None, (), ()).messages == (reply(0),)
+    assert outbox.take(None, (), ()) is NOTHING
 
 
 def test_a_promise_waits_for_the_write_that_covers_it_even_if_it_adds_nothing_to_it() -> None:
@@ -33,9 +33,9 @@ def test_a_promise_waits_for_the_write_that_covers_it_even_if_it_adds_nothing_to
     assert write is not None
     outbox.promise(reply(0))
     assert outbox.write(VOTED, log) is None
-    assert outbox.take(None, ()).messages == ()
+    assert outbox.take(None, (), ()).messages == ()
     assert outbox.persisted(write.token, log) == []
-    assert outbox.take(None, ()).messages == (reply(0),)
+    assert outbox.take(None, (), ()).messages == (reply(0),)
 
 
 def test_a_promise_to_oneself_comes_back_when_it_is_kept() -> None:
@@ -68,7 +68,7 @@ def test_writes_end_in_order_and_each_token_stands_for_those_before_it() -> None
         assert write is not None
         tokens.append(write.token)
     outbox.persisted(tokens[1], log)
-    assert (log.stable, outbox.take(None, ()).messages) == (2, (reply(1), reply(2)))
+    assert (log.stable, outbox.take(None, (), ()).messages) == (2, (reply(1), reply(2)))
 
 
 def test_a_truncation_is_written_only_if_what_it_drops_was() -> None:
