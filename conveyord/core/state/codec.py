@@ -9,66 +9,41 @@ Nothing is skipped that is not known: a replica that did would differ from the o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Union
+from typing import Any, Union
 
 import msgspec
-from msgspec import Meta, Raw, Struct
 
 from conveyord.core.errors import ConfigError, Refused
-from conveyord.core.state.commands import Command, Count, Envelope
+from conveyord.core.state.commands import Command, Envelope
 from conveyord.core.state.replies import No, Ok, Reply
-
-ACTOR_CHARS_MAX = 256
 
 _ENCODER = msgspec.msgpack.Encoder()
 _REPLIES: msgspec.msgpack.Decoder[Ok | No] = msgspec.msgpack.Decoder(Ok | No)
-
-
-class _Wire(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    session: Count
-    number: Count
-    ack_below: Count
-    at_ms: Count
-    actor: Annotated[str, Meta(max_length=ACTOR_CHARS_MAX)]
-    command: Raw
-
-
-_WIRE = msgspec.msgpack.Decoder(_Wire)
 
 
 class Codec:
     """For the commands of one program."""
 
     def __init__(self, commands: Sequence[type[Command]]) -> None:
-        self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Union[tuple(commands)])  # noqa: UP007
+        envelope: Any = Envelope[Union[tuple(commands)]]  # type: ignore[misc]  # noqa: UP007
+        self._decoder: msgspec.msgpack.Decoder[Envelope[Any]] = msgspec.msgpack.Decoder(envelope)
         self._tags = {command.operation() for command in commands}
 
-    def encode(self, envelope: Envelope) -> bytes:
+    def encode(self, envelope: Envelope[Any]) -> bytes:
         """The data of an entry. Raises ConfigError for what could not be decoded again, such as a number too large."""
         try:
-            data = _ENCODER.encode(
-                (
-                    envelope.session,
-                    envelope.number,
-                    envelope.ack_below,
-                    envelope.at_ms,
-                    envelope.actor,
-                    envelope.command,
-                )
-            )
-            self._decoder.decode(_WIRE.decode(data).command)
+            data = _ENCODER.encode(envelope)
+            self._decoder.decode(data)
         except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError, TypeError) as error:
             raise ConfigError(f"{envelope.command.operation()}: {error}; this cannot be proposed") from error
         return data
 
-    def decode(self, data: bytes) -> Envelope:
+    def decode(self, data: bytes) -> Envelope[Any]:
         """The inverse of `encode`. Raises Refused for what this program does not know: the node must stop at it."""
         try:
-            wire = _WIRE.decode(data)
-            command = self._decoder.decode(wire.command)
+            return self._decoder.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise Refused(self._unknown(data, error)) from error
-        return Envelope(wire.session, wire.number, wire.ack_below, wire.at_ms, wire.actor, command)
 
     def _unknown(self, data: bytes, error: Exception) -> str:
         try:

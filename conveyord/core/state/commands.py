@@ -6,10 +6,11 @@ does to a given state. A field more is a new command under a new tag, with the p
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Generic, TypeVar
 
 from msgspec import Meta, Struct
 
+ACTOR_CHARS_MAX = 256
 COUNT_MAX = 2**63 - 1  # what SQLite can keep
 Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 Line = Annotated[str, Meta(max_length=1_024)]
@@ -235,16 +236,19 @@ class TokenDelete(Command, frozen=True, tag="token.delete"):
         return self.token
 
 
-class Envelope(Struct, frozen=True):
+C = TypeVar("C", bound=Command)
+
+
+class Envelope(Struct, Generic[C], frozen=True, array_like=True, forbid_unknown_fields=True):
     """A command as it is proposed.
 
     session: 0 for none, which only a repeatable command may have. number, ack_below: as `core/raft/sessions.py` has
     them. at_ms: Unix time at who proposes, never read for order. actor: on whose behalf, for the audit.
     """
 
-    session: int
-    number: int
-    ack_below: int
-    at_ms: int
-    actor: str
-    command: Command
+    session: Count
+    number: Count
+    ack_below: Count
+    at_ms: Count
+    actor: Annotated[str, Meta(max_length=ACTOR_CHARS_MAX)]
+    command: C

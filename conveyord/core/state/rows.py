@@ -1,12 +1,15 @@
 """What the state consists of, what a decision may see of it, and what it may do to it.
 
-A row has the fields of its table, in their order. `changed`: the index of the entry that changed the row last.
+A row has the fields of its table, in their order. `changed`: the index of the entry that changed the row last. What is
+no row is a struct: every command makes some, and they are made in a quarter of the time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Literal, NamedTuple, Protocol
+
+from msgspec import Struct
 
 from conveyord.core.state.replies import No, Reply
 
@@ -105,7 +108,7 @@ class Gone(NamedTuple):
     key: str
 
 
-class Change(NamedTuple):
+class Change(Struct, frozen=True, gc=False):
     """What watchers are told: that `key` of `topic` is this now, or is gone."""
 
     topic: str
@@ -114,7 +117,7 @@ class Change(NamedTuple):
     value: bytes | None
 
 
-class Decision(NamedTuple):
+class Decision(Struct, frozen=True, gc=False):
     """What a command does. grown: by how many entries and bytes the configuration grows."""
 
     reply: Reply
@@ -123,14 +126,14 @@ class Decision(NamedTuple):
     grown: tuple[int, int] = (0, 0)
 
 
-class Moment(NamedTuple):
+class Moment(Struct, frozen=True, gc=False):
     """Of a command. index: of its entry. at_ms: what who proposed it took for the time."""
 
-    index: int  # type: ignore[assignment]  # as in `AuditRow`
+    index: int
     at_ms: int
 
 
-class ConfigHead(NamedTuple):
+class ConfigHead(Struct, frozen=True, gc=False):
     """A configuration entry without its value."""
 
     created: int

@@ -9,7 +9,9 @@ from conveyord.core.raft.messages import Dropped
 
 
 class Done(NamedTuple):
-    """It was applied. index: of its entry. reply: what it came to."""
+    """It is committed. index: of its entry, which the leader's state has before it answers a later read. reply: what it
+    came to.
+    """
 
     index: int  # type: ignore[assignment]  # as in `Entry`
     reply: bytes

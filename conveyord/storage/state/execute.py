@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from conveyord.core.errors import Refused
 from conveyord.core.raft.membership import decode as decode_membership
@@ -98,7 +99,7 @@ class Executor:
             self._tables = _Applying(cursor, self._totals, self._pending)
         self._cursor = cursor
 
-    def _command(self, sessions: Sessions, index: int, envelope: Envelope) -> bytes:
+    def _command(self, sessions: Sessions, index: int, envelope: Envelope[Any]) -> bytes:
         session = envelope.session
         try:
             if session:
@@ -109,7 +110,7 @@ class Executor:
         except (SessionExpired, WindowExceeded) as error:
             return encode_reply(No(error.code, str(error)))
 
-    def _run(self, index: int, envelope: Envelope) -> bytes:
+    def _run(self, index: int, envelope: Envelope[Any]) -> bytes:
         command, at_ms = envelope.command, envelope.at_ms
         decision = self._machine.decide(self._tables, Moment(index, at_ms), envelope.session, command)
         reply = decision.reply
@@ -129,9 +130,10 @@ class Executor:
                 pending.put_config(row)
             else:
                 self._change(row, index)
-        for id_, (topic, key, kind, value) in enumerate(decision.events, first_event_id(index)):
+        for id_, event in enumerate(decision.events, first_event_id(index)):
+            topic, key, value = event.topic, event.key, event.value
             size = EVENT_BYTES + len(key) + (len(value) if value is not None else 0)
-            pending.events.append((id_, topic, key, kind, size, value))
+            pending.events.append((id_, topic, key, event.kind, size, value))
             totals.events += 1
             totals.event_bytes += size
             self._touched[topic] = pending.topics[topic] = index

@@ -11,7 +11,7 @@ from sqlite_utils import Database
 from conveyord.core.state.codec import decode_reply
 from conveyord.core.state.commands import ConfigDelete, ConfigPut, SettingChange
 from conveyord.core.state.replies import No
-from conveyord.core.state.rows import ConfigRow
+from conveyord.core.state.rows import ConfigHead, ConfigRow
 from conveyord.storage.state import pending
 from conveyord.storage.state.pending import Pending
 from conveyord.storage.state.replica import StateReplica
@@ -86,5 +86,5 @@ def test_many_keys_of_one_transaction_cost_the_same_each(monkeypatch: pytest.Mon
     waiting.write(cursor)
     assert len(waiting._heads) <= pending.HEADS_MAX
     assert waiting.config(keys[0]) is None
-    assert waiting.config(keys[-1]) == (2_999, 2_999, 7)
+    assert waiting.config(keys[-1]) == ConfigHead(2_999, 2_999, 7)
     connection.close()

@@ -8,7 +8,7 @@ import pytest
 from conveyord.core.state.cluster import KEY
 from conveyord.core.state.commands import ClusterForm, ClusterRestored, MemberState, ProtocolRaise, SettingChange
 from conveyord.core.state.replies import CONFLICT, INVALID, PROTOCOL, Ok
-from conveyord.core.state.rows import CLUSTER, SETTINGS, Change, ClusterRow, SettingRow
+from conveyord.core.state.rows import CLUSTER, SETTINGS, Change, ClusterRow, Decision, SettingRow
 from conveyord.core.state.settings import SETTINGS as KNOWN
 from conveyord.core.state.settings import value_of
 from tests.unit.state.rig import Memory, join
@@ -21,7 +21,7 @@ def test_a_cluster_is_formed_once() -> None:
     assert decision.reply == Ok(1)
     assert decision.rows == (row,)
     assert decision.events == (Change(CLUSTER, KEY, "put", msgpack.packb(row._asdict())),)
-    assert state.do(ClusterForm("c1", 1), session=0) == (Ok(1), (), (), (0, 0))
+    assert state.do(ClusterForm("c1", 1), session=0) == Decision(Ok(1))
     assert state.no(ClusterForm("c2", 1)) == (
         CONFLICT,
         "this is cluster c1 already; c2 must have nodes of its own",

@@ -116,7 +116,7 @@ def test_watchers_are_told_what_became_of_a_node() -> None:
     first = Membership(frozenset("ab"), frozenset("c"))
     decision = decide_membership(state, 1, first)
     assert decision.rows == (StandingRow("a", "voter", 1), StandingRow("b", "voter", 1), StandingRow("c", "learner", 1))
-    assert [event[1:] for event in decision.events] == [
+    assert [(event.key, event.kind, event.value) for event in decision.events] == [
         ("a", "put", b"voter"),
         ("b", "put", b"voter"),
         ("c", "put", b"learner"),
