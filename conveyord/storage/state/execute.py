@@ -16,7 +16,6 @@ from conveyord.core.state.commands import Envelope, SessionOpen
 from conveyord.core.state.machine import MACHINE, Machine
 from conveyord.core.state.replies import No, Ok
 from conveyord.core.state.rows import CONFIG, ClusterRow, ConfigHead, ConfigRow, Decision, Gone, Moment, Row, SettingRow
-from conveyord.core.state.settings import AUDIT_MAX, EVENT_BYTES_MAX, EVENTS_MAX
 from conveyord.core.state.standings import decide_membership
 from conveyord.storage.state.pending import Pending
 from conveyord.storage.state.schema import EVENT_BYTES, first_event_id
@@ -36,6 +35,7 @@ class Executor:
     """
 
     _cursor: sqlite3.Cursor
+    _connection: sqlite3.Connection
     _tables: _Applying
     _totals: Totals
     _pending: Pending
@@ -45,7 +45,7 @@ class Executor:
         self._machine = machine
         self._codec = Codec(machine.commands)
         self._operations = {command: command.operation() for command in machine.commands}
-        self._applied: tuple[sqlite3.Connection | None, int] = (None, 0)  # where, and the entry that was the last
+        self._next = 0  # the entry that follows what was carried out; 0 if what was counted does not hold
         self._touched = dict[str, int]()
         self._writes_from = 0
 
@@ -73,8 +73,9 @@ class Executor:
         Raises Refused for a command that this program does not know: nothing of the batch is applied, and the node has
         to stop, as it would differ from the others if it went on.
         """
-        index = entry.index
-        self._begin(cursor, index)
+        index, expected, self._next = entry.index, self._next, 0
+        if index != expected or cursor is not self._cursor:
+            self._begin(cursor, index, follows=index == expected)
         reply = b""
         if entry.kind is Kind.COMMAND:
             reply = self._command(sessions, index, self._codec.decode(entry.data))
@@ -83,21 +84,22 @@ class Executor:
             self._evict()
         if index >= self._writes_from:
             self._pending.write(cursor)
-        self._applied = (cursor.connection, index)
+        self._next = index + 1
         return reply
 
-    def _begin(self, cursor: sqlite3.Cursor, index: int) -> None:
-        """Be ready for an entry. Until it is carried out as a whole, nothing that was counted holds."""
-        applied, self._applied = self._applied, (None, 0)
-        if applied != (cursor.connection, index - 1):
+    def _begin(self, cursor: sqlite3.Cursor, index: int, *, follows: bool) -> None:
+        """Be ready for entries that come by another cursor. follows: whether what was counted holds, if it is of the
+        same connection.
+        """
+        if follows and cursor.connection is self._connection:
+            self._pending.use(cursor)
+            self._tables = _Applying(cursor, self._totals, self._pending)
+        else:
             self._totals = Totals(cursor)
             self._pending = Pending(cursor)
             self._tables = _Applying(cursor, self._totals, self._pending)
             self._check_protocol(self._tables.cluster().protocol, index)
-        elif cursor is not self._cursor:
-            self._pending.use(cursor)
-            self._tables = _Applying(cursor, self._totals, self._pending)
-        self._cursor = cursor
+        self._cursor, self._connection = cursor, cursor.connection
 
     def _command(self, sessions: Sessions, index: int, envelope: Envelope[Any]) -> bytes:
         session = envelope.session
@@ -156,11 +158,11 @@ class Executor:
             self._check_protocol(row.protocol, index)
 
     def _evict(self) -> None:
-        totals, limits = self._totals, self._totals.limits
+        totals = self._totals
         if (
-            totals.events > limits[EVENTS_MAX]
-            or totals.event_bytes > limits[EVENT_BYTES_MAX]
-            or totals.audit > limits[AUDIT_MAX]
+            totals.events > totals.events_max
+            or totals.event_bytes > totals.event_bytes_max
+            or totals.audit > totals.audit_max
         ):
             self._pending.write(self._cursor)  # what goes first is the oldest, be it written yet or not
             totals.evict(self._cursor)

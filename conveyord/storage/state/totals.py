@@ -25,7 +25,7 @@ class Totals:
         self.config_entries, self.config_bytes = _one(cursor, "SELECT count(*), coalesce(sum(size), 0) FROM config")
         self.events, self.event_bytes = _one(cursor, "SELECT count(*), coalesce(sum(size), 0) FROM events")
         (self.audit,) = _one(cursor, "SELECT count(*) FROM audit")
-        self.limits = {name: SETTINGS[name].default for name in (EVENTS_MAX, EVENT_BYTES_MAX, AUDIT_MAX)}
+        self._limits = {name: SETTINGS[name].default for name in (EVENTS_MAX, EVENT_BYTES_MAX, AUDIT_MAX)}
         for name, value in cursor.execute("SELECT name, value FROM settings").fetchall():
             self._set(name, value)
         self._note_limits()
@@ -37,14 +37,14 @@ class Totals:
 
     def evict(self, cursor: sqlite3.Cursor) -> None:
         """Remove what is too much. To be called after every entry."""
-        if self.events > self._events_max or self.event_bytes > self._event_bytes_max:
+        if self.events > self.events_max or self.event_bytes > self.event_bytes_max:
             self._evict_events(cursor)
-        if self.audit > self._audit_max:
+        if self.audit > self.audit_max:
             self._evict_audit(cursor)
 
     def _evict_events(self, cursor: sqlite3.Cursor) -> None:
         """The oldest, entry by entry: of one entry all are there or none. Those of the newest stay."""
-        kept, kept_bytes = _without_slack(self._events_max), _without_slack(self._event_bytes_max)
+        kept, kept_bytes = _without_slack(self.events_max), _without_slack(self.event_bytes_max)
         newest = _one(cursor, "SELECT max(id) FROM events")[0] // EVENTS_PER_INDEX
         events, size, end, gone = self.events, self.event_bytes, 0, 0
         for id_, bytes_ in cursor.execute("SELECT id, size FROM events ORDER BY id"):
@@ -62,18 +62,18 @@ class Totals:
         cursor.execute("DELETE FROM events WHERE id < ?", below)
 
     def _evict_audit(self, cursor: sqlite3.Cursor) -> None:
-        surplus = min(self.audit - _without_slack(self._audit_max), ROWS_MAX)
+        surplus = min(self.audit - _without_slack(self.audit_max), ROWS_MAX)
         (last,) = _one(cursor, 'SELECT "index" FROM audit ORDER BY "index" LIMIT 1 OFFSET ?', surplus - 1)
         cursor.execute('DELETE FROM audit WHERE "index" <= ?', (last,))
         self.audit -= surplus
 
     def _set(self, name: str, value: int) -> None:
-        if name in self.limits:
-            self.limits[name] = value
+        if name in self._limits:
+            self._limits[name] = value
 
     def _note_limits(self) -> None:
-        self._events_max, self._event_bytes_max = self.limits[EVENTS_MAX], self.limits[EVENT_BYTES_MAX]
-        self._audit_max = self.limits[AUDIT_MAX]
+        self.events_max, self.event_bytes_max = self._limits[EVENTS_MAX], self._limits[EVENT_BYTES_MAX]
+        self.audit_max = self._limits[AUDIT_MAX]
 
 
 def _one(cursor: sqlite3.Cursor, statement: str, *values: int) -> tuple[int, ...]:

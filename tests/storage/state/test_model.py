@@ -145,7 +145,7 @@ class State(RuleBasedStateMachine):
     def _check_totals(self) -> None:
         with self.node.store.reader() as reader:
             counted = Totals(reader.connection.cursor())
-        if self.node.executor._applied[1]:
+        if self.node.executor._next:
             assert vars(counted) == vars(self.node.executor._totals)
 
     def _add(self, session: int, number: int, ack: int, at_ms: int, command: Command) -> None:

@@ -50,6 +50,7 @@ class Rig:
     node: RaftNode
     writes: list[Write] = field(default_factory=list)
     applied: list[Entry] = field(default_factory=list)
+    likely: list[tuple[bytes, ...]] = field(default_factory=list)
     answers: list[Accepted | Dropped] = field(default_factory=list)
     reads: list[ReadReady] = field(default_factory=list)
     fetches: list[Fetch] = field(default_factory=list)
@@ -108,6 +109,8 @@ class Cluster:
         rig.reads += ready.reads
         rig.fetches += ready.fetches
         rig.snapshots += ready.snapshots
+        if ready.likely:
+            rig.likely.append(tuple(entry.data for entry in ready.likely))
         if ready.write is not None:
             rig.writes.append(ready.write)
         if ready.committed:

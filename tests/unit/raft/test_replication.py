@@ -110,6 +110,62 @@ def test_followers_may_commit_what_their_leader_has_not_on_disk_yet_but_it_appli
     assert cluster.commands()["a"] == [b"x"]
 
 
+def test_a_leader_says_what_is_likely_next_write_by_write_once_and_when_all_before_it_is_applied() -> None:
+    cluster = Cluster()
+    cluster.elect("a")
+    cluster.settle()
+    leader = cluster["a"]
+    leader.likely.clear()
+    cluster.propose("a", b"1", b"2")
+    assert leader.likely == [(b"1", b"2")]
+    cluster.propose("a", b"3")
+    cluster.propose("a", b"4", b"5")
+    assert leader.likely == [(b"1", b"2")], "the others may be committed without them"
+    assert len(leader.writes) == 3
+    cluster.settle()
+    assert leader.likely == [(b"1", b"2"), (b"3", b"4", b"5")], "all are on this disk by now"
+    cluster.propose("a", b"6")
+    assert leader.likely[2:] == [(b"6",)]
+    assert cluster["b"].likely == cluster["c"].likely == []
+
+
+def test_what_is_likely_ends_where_the_oldest_write_does() -> None:
+    cluster = Cluster()
+    cluster.elect("a")
+    cluster.settle()
+    leader = cluster["a"]
+    leader.likely.clear()
+    cluster.cut = lambda message: message.to == "c" or message.sender == "c"
+    cluster.propose("a", b"1")
+    cluster.deliver()
+    cluster.propose("a", b"2")
+    cluster.propose("a", b"3")
+    cluster.sync("b")
+    first, *rest = leader.writes
+    leader.writes[:] = rest
+    cluster.step("a", Persisted(first.token))
+    cluster.deliver()
+    assert [entry.data for entry in leader.applied][-1] == b"1"
+    assert leader.likely == [(b"1",), (b"2",)]
+
+
+def test_nothing_is_likely_where_another_leads() -> None:
+    cluster = Cluster()
+    cluster.elect("a")
+    cluster.settle()
+    cluster.propose("a", b"lost")
+    cluster.mail.clear()
+    cluster["b"].likely.clear()
+    cluster.elect("b")
+    cluster.settle()
+    assert b"lost" not in cluster.commands()["a"]
+    seen = len(cluster["a"].likely)
+    cluster.propose("b", b"kept")
+    cluster.settle()
+    assert cluster["b"].likely[-1] == (b"kept",)
+    assert len(cluster["a"].likely) == seen
+
+
 @pytest.mark.parametrize(
     "terms",
     [
