@@ -49,7 +49,9 @@ from conveyord.storage.state_store.snapshots import Snapshots
 from conveyord.storage.state_store.staging import check_staged, stage
 from conveyord.storage.state_store.state_file import StateFile
 
-WAL_BYTES = 8 * 1024 * 1024  # so much is written between two checkpoints, and each of those waits for the disk
+# So much is written between two checkpoints, each of which waits for the disk. At 8 MiB they came so often that they were
+# what the slowest of a hundred commands waited for, and moved the same pages again and again.
+WAL_BYTES = 32 * 1024 * 1024
 
 Execute = Callable[[sqlite3.Cursor, Sessions, Entry], bytes]
 """What an entry does, and its reply: it depends on nothing but the tables, the sessions and the entry, and changes

@@ -18,8 +18,9 @@ from conveyord.core.raft.membership import Change, Standing
 from conveyord.core.raft.messages import Dropped, Heartbeat, NotLeader
 from conveyord.core.raft.state import Role
 from conveyord.core.raft.types import Entry, Mark
+from conveyord.runtime.raft import driver
 from conveyord.runtime.raft.driver import COMMAND_BYTES_MAX, TICK
-from conveyord.runtime.raft.outcomes import Done, Unknown
+from conveyord.runtime.raft.outcomes import Done, Outcome, Unknown
 from conveyord.runtime.raft.ports import StatePort
 from conveyord.runtime.raft.snapshots import Policy
 from tests.runtime.raft.rig import WAIT_SECONDS, asked, cluster, opened, proposed, reached, written
@@ -182,6 +183,31 @@ async def test_what_is_committed_is_answered_before_the_state_has_it_and_reads_w
             states[0].goes_on.set()
         assert read == [done.index]
         await rig.agree({1: 7})
+
+
+async def test_a_follower_that_has_to_write_applies_later_unless_somebody_reads_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "BEHIND_SECONDS", 10 * WAIT_SECONDS)
+    async with cluster(tmp_path, *NAMES) as rig:
+        leader = await rig.leader()
+        session = await opened(leader)
+        follower = next(member.up for member in rig.wires.members.values() if member.up is not leader)
+        outcomes = list[Outcome]()
+        with trio.fail_after(WAIT_SECONDS):
+            number = 0
+            while follower._behind is None or not follower._behind.is_open:  # many at a time: there is always a write
+                number += 1
+                leader.propose(command(session, number, number, ("write", 1, number)), outcomes.append)
+                await trio.sleep(0.001)
+            behind = follower.standing
+            assert behind.applied < behind.commit
+            assert await follower.read_index() >= behind.commit
+            await leader.until(lambda _: len(outcomes) == number)
+            for member in rig.wires.members.values():
+                await member.up.read_index()
+                assert member.values() == {1: number}
+        assert all(isinstance(outcome, Done) for outcome in outcomes)
 
 
 class SlowSnapshots:
