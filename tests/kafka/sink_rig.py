@@ -21,7 +21,7 @@ from conveyord.engine.contracts import OperatorContext, Rejected, Retries
 from conveyord.engine.messages import Ack, Batch, Eos, Message
 from conveyord.operators.sink_kafka import KafkaSink, KafkaSinkConfig
 from tests.kafka.broker import Broker
-from tests.kafka.cluster import Cluster, Record, eventually
+from tests.kafka.cluster import ANSWER_SECONDS_MAX, Cluster, Record, eventually
 
 FILE = Partition("in", "a.jsonl")
 RETRIES = Retries(count_max=3, backoff=Backoff(base_seconds=0.01, cap_seconds=0.05), random=Random(1))
@@ -118,13 +118,18 @@ def committed(cluster: Cluster, topic: str) -> list[int]:
 
 @contextmanager
 def paused(broker: Broker) -> Iterator[None]:
-    """Freeze a broker. After that it is waited for: its controller shuts it out for a moment, because it was silent."""
+    """Freeze a broker. After that it is waited for: its controller shuts it out for a moment, because it was silent, and
+    partitions get a new leader epoch one by one, which the broker learns a little later than its clients.
+    """
+    before = set(broker.admin.list_topics(timeout=ANSWER_SECONDS_MAX).topics)
     broker.pause()
     try:
         yield
     finally:
         broker.resume()
         eventually(partial(_can_make_topics, broker), "the broker makes no topics")
+        for topic in before:
+            broker.extents(topic)
 
 
 def _can_make_topics(broker: Broker) -> bool:
