@@ -70,7 +70,7 @@ for n in 1 2 3; do
     eval "pid=\$pid$n"
     echo "  node$n  http://127.0.0.1:$((first + n + 79))  process $pid"
 done
-echo "look: conveyorctl status --server http://127.0.0.1:$((first + 80)); try it: kill -9 one of them. Ctrl-C stops all."
+echo "look: conveyorctl status --server http://127.0.0.1:$((first + 80)) --data-dir $directory/node1; try it: kill -9 one of them. Ctrl-C stops all."
 
 # A node that was killed leaves the others serving; when all have gone there is nothing left to do.
 for n in 1 2 3; do

@@ -84,7 +84,7 @@ class Desk:
 
     async def _here(self, operation: Operation[Any, Any], caller: Caller, request: Any) -> Reply:
         if isinstance(request, Read) and request.after is not None and request.wait_seconds > 0:
-            await self.context.wait_beyond(operation.topics, request.after, seconds=request.wait_seconds)
+            await self.context.wait_beyond(caller, operation.topics, request.after, seconds=request.wait_seconds)
         return await HANDLERS[operation](self.context, caller, request)
 
     async def _leading(self, operation: Operation[Any, Any], caller: Caller, request: Any) -> Reply:

@@ -31,6 +31,7 @@ DETAIL_CHARS_MAX = 2_000
 NOT_NOW = (429, 503)  # nothing was done, and another node may do it
 NOT_KNOWN = (502, 504)  # whoever says this has asked somebody else, and had no answer
 GATEWAY_STATUS_MIN = 502  # from here on a proxy may speak
+LONGER = "; wait longer, or ask another node"
 SEE_BEFORE_REPEATING = "it may have been carried out, so look before you repeat it"
 
 
@@ -91,7 +92,7 @@ class Client:
                 if not operation.is_read:
                     is_told = error.code == OutcomeUnknown.code
                     raise OutcomeUnknown(str(error) if is_told else f"{error}; {SEE_BEFORE_REPEATING}") from error
-                failures.append(error)
+                failures.append(Cut(f"{error}; ask again"))
             except Problem as error:
                 if error.status in NOT_KNOWN and not operation.is_read:
                     is_told = error.code == OutcomeUnknown.code
@@ -115,13 +116,18 @@ class Client:
 
 
 def asked_for(operation: Operation[RequestT, ReplyT], request: RequestT, token: str = "") -> Asked:
-    """The HTTP request for one of an operation: fields that the path names, then the query, or a body of JSON."""
+    """The HTTP request for one of an operation: fields that the path names, then the query, or a body of JSON.
+
+    Raises ConfigError for what no path can name.
+    """
     given: dict[str, Any] = msgspec.to_builtins(request)
     path = API
     for text, name, kind, _ in Formatter().parse(operation.path):
         path += text
         if name is not None:
-            path += quote(given.pop(name), safe="/" if kind == "path" else "")
+            if not (value := given.pop(name)):
+                raise ConfigError(f"the {name} is empty; name one")
+            path += quote(value, safe="/" if kind == "path" else "")
     headers = {"accept": "application/json, application/problem+json", "user-agent": f"conveyord/{__version__}"}
     headers["connection"] = "close"
     if token:
@@ -185,7 +191,7 @@ def _problem(server: Server, answered: Answered) -> ConfigError | Problem:
 def _in_time(told: str, error: DeadlinePassed, seconds: float, *, is_read: bool) -> DeadlinePassed:
     """The same with what else is to be said. told: of the servers, those before it included."""
     risk = f"; {SEE_BEFORE_REPEATING}" if error.was_sent and not is_read else ""
-    return DeadlinePassed(f"{told} (--timeout {seconds:g}s){risk}", was_sent=error.was_sent)
+    return DeadlinePassed(f"{told} (--timeout {seconds:g}s){risk or LONGER}", was_sent=error.was_sent)
 
 
 def _printable(text: str) -> str:

@@ -110,7 +110,7 @@ def trust(ca: Path | None) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=None if ca is None else str(ca))
     except (OSError, ssl.SSLError) as error:  # an SSLError here means that there is no certificate in the file
         reason = "it holds no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
-        raise ConfigError(f"the CA file {ca} cannot be used: {reason}") from error
+        raise ConfigError(f"the CA file {ca} cannot be used: {reason}; name the authority's certificate") from error
 
 
 def exchange(
@@ -134,7 +134,7 @@ def exchange(
         except http.client.IncompleteRead as error:
             raise Cut(f"{server} cut its answer off in the middle") from error
         except (http.client.RemoteDisconnected, ConnectionError, ssl.SSLError) as error:
-            hint = "" if server.is_tls else "; if it speaks TLS, write https://"
+            hint = "" if server.is_tls else " (if it speaks TLS, write https://)"
             raise Cut(f"{server} closed the connection without an answer{hint}") from error
         except http.client.HTTPException as error:
             raise ConfigError(

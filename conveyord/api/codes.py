@@ -17,12 +17,12 @@ from conveyord.core.errors import (
     Superseded,
 )
 from conveyord.core.state import replies
+from conveyord.runtime.http_faults import HEAD_TOO_LARGE, MALFORMED, UNSUPPORTED_TRANSFER
 from conveyord.runtime.rpc.outcomes import DEADLINE, INTERNAL, NO_SUCH_METHOD, TOO_MANY_REQUESTS
 
 BEHIND = "BEHIND"
 COMPACTED = "COMPACTED"
 FORBIDDEN = "FORBIDDEN"
-MALFORMED = "MALFORMED_REQUEST"
 METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
 MISDIRECTED = "MISDIRECTED"
 NO_SUCH_PATH = "NO_SUCH_PATH"
@@ -66,8 +66,10 @@ STATUSES: dict[str, tuple[HTTPStatus, str]] = {
     UNSUPPORTED_MEDIA_TYPE: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body is not `application/json`"),
     MISDIRECTED: (HTTPStatus.MISDIRECTED_REQUEST, "the request is for another host; a page may have led it here"),
     TOO_MANY_REQUESTS: (HTTPStatus.TOO_MANY_REQUESTS, "too many at a time: send it again later"),
+    HEAD_TOO_LARGE: (HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request line and the headers are too large"),
     INTERNAL: (HTTPStatus.INTERNAL_SERVER_ERROR, "a bug of ours; the log of the node tells"),
     Corrupt.code: (HTTPStatus.INTERNAL_SERVER_ERROR, "stored bytes are not what was written"),
+    UNSUPPORTED_TRANSFER: (HTTPStatus.NOT_IMPLEMENTED, "the body comes in a transfer encoding that is not known here"),
     NO_SUCH_METHOD: (HTTPStatus.NOT_IMPLEMENTED, "the node that leads does not know the operation: upgrade it"),
     Retryable.code: (HTTPStatus.SERVICE_UNAVAILABLE, "nothing was changed; trying again later may work"),
     replies.SESSION_NEEDED: (HTTPStatus.SERVICE_UNAVAILABLE, "a bug of ours; nothing was changed"),

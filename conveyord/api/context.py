@@ -20,10 +20,14 @@ BACKUPS_AT_A_TIME = 2  # each reads or writes all of the state
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """actor: whom the audit names: the id of a token, `local` or `open`. role: of a token, see `operation.RANKS`."""
+    """actor: whom the audit names: the id of a token, `local` or `open`. role: of a token, see `operation.RANKS`.
+
+    left: returns once it has gone and wants no answer any more; for who makes it wait. By RPC it cancels its call.
+    """
 
     actor: str
     role: str
+    left: Callable[[], Awaitable[None]] = trio.sleep_forever
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,9 @@ class Context:
     waiting: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(WAITING_MAX))
     backups: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(BACKUPS_AT_A_TIME))
 
-    async def wait_beyond(self, topics: Collection[str], index: int, *, seconds: float) -> None:
-        """Wait until some topic was changed behind `index`, for so long at most, and no longer than the node serves.
+    async def wait_beyond(self, caller: Caller, topics: Collection[str], index: int, *, seconds: float) -> None:
+        """Wait until some topic was changed behind `index`, for so long at most, and no longer than the node serves
+        and the caller is there.
 
         Raises Declined if too many wait already, and what the cluster raises.
         """
@@ -65,7 +70,8 @@ class Context:
         try:
             with unwrapped():
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._end_when_drained, nursery.cancel_scope)
+                    nursery.start_soon(_end_after, self.drain.wait, nursery.cancel_scope)
+                    nursery.start_soon(_end_after, caller.left, nursery.cancel_scope)
                     await self.cluster.wait_beyond(topics, index, seconds=seconds)
                     nursery.cancel_scope.cancel()
         finally:
@@ -77,6 +83,7 @@ class Context:
         assert isinstance(committed.value, int), committed
         return Changed(index=committed.index, changed=committed.value)
 
-    async def _end_when_drained(self, scope: trio.CancelScope) -> None:
-        await self.drain.wait()
-        scope.cancel()
+
+async def _end_after(wait: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+    await wait()
+    scope.cancel()

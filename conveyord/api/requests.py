@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-from conveyord.api.codes import MALFORMED, UNSUPPORTED_MEDIA_TYPE, Declined
+from conveyord.api.codes import UNSUPPORTED_MEDIA_TYPE, Declined
 from conveyord.api.operation import Operation
 from conveyord.api.routing import unquoted
 from conveyord.core.state.commands import COUNT_MAX
+from conveyord.runtime.http_faults import MALFORMED
 
 JSON = "application/json"
 BODIES = frozenset({"POST", "PUT"})

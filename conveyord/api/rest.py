@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from contextlib import suppress
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import msgspec
@@ -63,7 +64,7 @@ class Rest:
         """Answer a whole request. Raises http.Declined."""
         try:
             operation, fields = self._routes.find(head.method, head.path.removeprefix(ROOT))
-            caller = await self._caller_now(head)
+            caller = replace(await self._caller_now(head), left=held.left)
             request = request_of(operation, fields, head.query, held.body, head.headers)
             held.release()
             reply = await self._desk.carry_out(operation, caller, request, door=DOOR)
@@ -73,7 +74,7 @@ class Rest:
         except Exception as error:  # a bug: it must end neither the connection nor the node
             log.exception("a request failed", method=head.method, path=head.path)
             raise self.problem(
-                head, Declined(INTERNAL, "this failed for a reason that is in the log of the node")
+                head, Declined(INTERNAL, "this failed for a reason that is in the log of the node; report it as a bug")
             ) from error
         self._figures.answered(operation.name, answer.status)
         return answer
@@ -114,7 +115,7 @@ class Rest:
         """An error as HTTP tells it."""
         code, status = error.code, status_of(error.code)
         headers = dict(NO_SNIFFING)
-        members: dict[str, str | int] = {"instance": head.path}
+        members = dict[str, str | int]()
         if code == CONFLICT and {"if-match", "if-none-match"} & head.headers.keys():
             code, status = PRECONDITION_FAILED, status_of(PRECONDITION_FAILED)
         if isinstance(error, NotAllowed):
@@ -157,11 +158,15 @@ def _check_site(head: http.Head) -> None:
     host = _hostname(f"//{head.headers.get('host', '')}")
     if not is_loopback(host):
         raise Declined(
-            MISDIRECTED, f'the request is for {host[:80]!r}, not for this machine; use access = "tokens" behind a proxy'
+            MISDIRECTED,
+            f"the request is for {host[:80]!r}, not for this machine; ask at 127.0.0.1, or use conveyord start, which "
+            "asks for tokens, where others are to reach the node",
         )
     origin = head.headers.get("origin")
     if origin is not None and origin.partition("://")[2] != head.headers.get("host"):
-        raise Declined(FORBIDDEN, f"a page of {origin[:80]!r} asks, which is not this node's own")
+        raise Declined(
+            FORBIDDEN, f"a page of {origin[:80]!r} asks, which is not this node's own; use the page at /docs"
+        )
 
 
 def _hostname(url: str) -> str:

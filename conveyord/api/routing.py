@@ -8,8 +8,9 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from conveyord.api.codes import MALFORMED, METHOD_NOT_ALLOWED, NO_SUCH_PATH, Declined
+from conveyord.api.codes import METHOD_NOT_ALLOWED, NO_SUCH_PATH, Declined
 from conveyord.api.operation import Operation
+from conveyord.runtime.http_faults import MALFORMED
 
 ROOT = "/api/v1"
 _FIELD = re.compile(r"\{(\w+)(:path)?\}")
@@ -52,9 +53,8 @@ class Routes:
                 raise NotAllowed(method, ROOT + path, {*methods, *(("HEAD",) if "GET" in methods else ())})
             fields = {name: unquoted(value, name) for name, value in found.groupdict().items()}
             return Route(operation, fields)
-        paths = [ROOT + known for known, _ in self._by_path]
-        near = get_close_matches(ROOT + path, paths, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"{ROOT}/openapi.json says what there is"
+        near = get_close_matches(path, [known for known, _ in self._by_path], n=1)
+        hint = f"did you mean {ROOT}{near[0]}?" if near else f"{ROOT}/openapi.json says what there is"
         raise Declined(NO_SUCH_PATH, f"there is nothing at {(ROOT + path)[:200]}; {hint}")
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from conveyord.api.access import Access
 from conveyord.api.carrying_out import Desk, check_role
-from conveyord.api.codes import MALFORMED, Declined
+from conveyord.api.codes import Declined
 from conveyord.api.context import Caller
 from conveyord.api.handlers.events import Cursor, next_events, topics_of
 from conveyord.api.operation import Operation
@@ -23,6 +23,7 @@ from conveyord.cluster.member import NODE_ROLE
 from conveyord.core.errors import ConveyordError, Retryable
 from conveyord.core.state.rows import TOKENS
 from conveyord.core.wire.heads import Hello
+from conveyord.runtime.http_faults import MALFORMED
 from conveyord.runtime.rpc.handlers import Admission, Handlers, Incoming, Outlet
 from conveyord.runtime.rpc.outcomes import Unwelcome
 from conveyord.storage.state.reading import StateView
@@ -69,7 +70,7 @@ class Rpc:
 
         Ends with an error alone: COMPACTED or BEHIND, and UNAVAILABLE when the node stops: go on at another one then.
         """
-        _, request = self._told(EVENTS_AFTER, incoming)
+        caller, request = self._told(EVENTS_AFTER, incoming)
         context = self._desk.context
         cursor = Cursor(request.after, request.history, topics_of(request.topics))
         is_first = True
@@ -84,7 +85,7 @@ class Rpc:
             is_first = False
             cursor = cursor._replace(through=found.through, history=found.history)
             if found.through >= found.index:
-                await context.wait_beyond({*cursor.topics, TOKENS}, found.through, seconds=WATCH_SECONDS)
+                await context.wait_beyond(caller, {*cursor.topics, TOKENS}, found.through, seconds=WATCH_SECONDS)
                 if context.drain.is_set():
                     raise Retryable(
                         "this node is being stopped; go on at another one, from the cursor of the last item"

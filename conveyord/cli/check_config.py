@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conveyord.cli.exits import print_json, reports_failures
-from conveyord.cli.options import output_option
+from conveyord.cli.options import GivenPath, output_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +17,7 @@ WIDTH = 28  # of a key
 
 
 @click.command("check-config")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.argument("file", type=GivenPath(dir_okay=False), required=False)
 @output_option("text", "json")
 @reports_failures
 def check_config(file: Path | None, output: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +33,12 @@ def dev(config_path: Path | None, **given: Any) -> int:
     from conveyord.cli.start import run_node
     from conveyord.config import load_node_config
 
-    flags = {**_fixed(), **flags_of(given)}
-    config = load_node_config(config_path, flags)
+    settings = partial(load_node_config, config_path, {**_fixed(), **flags_of(given)}, is_dev=True)
+    config = settings()
     began = time.monotonic()
     return run_node(
         config,
-        reread=lambda: load_node_config(config_path, flags),
+        reread=settings,
         on_answer=lambda serving: _show(serving, time.monotonic() - began),
     )
 

@@ -20,7 +20,7 @@ from conveyord.cli.dlq_selection import (
     selection_options,
 )
 from conveyord.cli.exits import print_json, reports_failures
-from conveyord.cli.options import config_option, data_dir_option, load_setting, output_option
+from conveyord.cli.options import GivenPath, config_option, data_dir_option, load_setting, output_option
 
 if TYPE_CHECKING:
     from conveyord.storage.dead_letters.letters import Group, StoredLetter
@@ -103,7 +103,7 @@ def show(letter_id: int, data_dir: Path | None, config_path: Path | None, output
 
 
 @dlq.command("export")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=GivenPath(dir_okay=False))
 @selection_options
 @data_dir_option
 @config_option

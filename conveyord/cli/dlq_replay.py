@@ -12,7 +12,7 @@ import click
 
 from conveyord.cli.dlq_selection import find, selection_of, selection_options
 from conveyord.cli.exits import exit_code_of, print_json, reports_failures
-from conveyord.cli.options import config_option, data_dir_option, load_setting, output_option
+from conveyord.cli.options import GivenPath, config_option, data_dir_option, load_setting, output_option
 
 if TYPE_CHECKING:
     import trio
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command("replay")
-@click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("paths", type=GivenPath(), nargs=-1, required=True)
 @selection_options
 @data_dir_option
 @config_option
@@ -94,8 +94,9 @@ def replay(
 async def _under_signals(
     work: Callable[..., Awaitable[list[ReplayReport]]],
 ) -> tuple[list[ReplayReport] | None, int | None]:
-    """`work`, which takes `drain`, and the last signal, as `under_signals` has it. No reports if it was cancelled."""
-    from conveyord.cli.run_shell import under_signals
+    """`work`, which takes `drain`, and the last signal, if any. No reports if it was cancelled."""
+    from conveyord.cli.run_shell import SIGNALS
+    from conveyord.runtime.signals import under_signals
 
     reports: list[ReplayReport] | None = None
 
@@ -103,8 +104,8 @@ async def _under_signals(
         nonlocal reports
         reports = await work(drain=drain)
 
-    signal_number = await under_signals(reporting)
-    return reports, signal_number
+    signalled = await under_signals(reporting, SIGNALS)
+    return reports, signalled.number
 
 
 def _as_object(report: ReplayReport) -> dict[str, Any]:

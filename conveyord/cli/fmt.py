@@ -10,10 +10,11 @@ from pathlib import Path
 import click
 
 from conveyord.cli.exits import EXIT_FAILED, reports_failures
+from conveyord.cli.options import GivenPath
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=GivenPath())
 @click.option("--check", is_flag=True, help="Write nothing; exit with 1 if a file is not in the canonical form.")
 @click.option("--diff", is_flag=True, help="Write nothing; print what would change. Secrets are hidden.")
 @reports_failures

@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from conveyord.cli.exits import reports_failures
+from conveyord.cli.options import GivenPath
 
 FORMATS = ("ascii", "dot", "mermaid", "svg")
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=GivenPath())
 @click.option(
     "--format", "form", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True, help="What to draw it as."
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from typing import Any, TextIO, cast
 
 import orjson
@@ -16,13 +17,19 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 
 
 class _Stderr:
-    """Whatever sys.stderr is at the time of the write: a live display replaces it while it runs."""
+    """Whatever sys.stderr is at the time of the write: a live display replaces it while it runs.
+
+    A line that cannot be written, as on a full disk, is lost: whoever logs has more important things to do then.
+    """
 
     def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+        with suppress(OSError):
+            return sys.stderr.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 def configure_logs(*, level: str, form: str) -> None:

@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class GivenPath(click.Path):
+    """A path, as a `Path`. An empty one, such as of a variable that is not set, is not the directory one is in."""
+
+    def __init__(self, *, dir_okay: bool = True, file_okay: bool = True) -> None:
+        super().__init__(path_type=Path, dir_okay=dir_okay, file_okay=file_okay)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See click."""
+        if value == "":
+            self.fail("it is empty; name a path, `.` for the directory that you are in", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """The configuration and the data directory that a verb works with."""
@@ -27,7 +40,7 @@ def data_dir_option(command: F) -> F:
     """`--data-dir`, which wins over the configuration."""
     return click.option(
         "--data-dir",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=GivenPath(file_okay=False),
         help="Where everything is kept: catalog, tables, locks.  [default: ./conveyord-data]",
     )(command)
 
@@ -37,7 +50,7 @@ def config_option(command: F) -> F:
     return click.option(
         "--config",
         "config_path",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=GivenPath(dir_okay=False),
         help="Settings.  [default: ./conveyord.toml, if there is one]",
     )(command)
 

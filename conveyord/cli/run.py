@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from conveyord.cli.exits import EXIT_CONFIG, EXIT_FAILED, exit_code_of, print_json, reports_failures
-from conveyord.cli.options import Setting, config_option, data_dir_option, load_setting, output_option
+from conveyord.cli.options import GivenPath, Setting, config_option, data_dir_option, load_setting, output_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ PORT_MAX = 65535
 
 
 @click.command()
-@click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("paths", type=GivenPath(), nargs=-1, required=True)
 @data_dir_option
 @config_option
 @click.option(

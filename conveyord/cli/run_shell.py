@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -20,15 +17,15 @@ from conveyord.core.errors import ConfigError
 from conveyord.engine.local_run import RunRequest, progress_of, run_pipelines
 from conveyord.engine.registry import installed
 from conveyord.engine.summary import RunProgress, RunStatus, RunSummary, total
+from conveyord.runtime.signals import Meaning, under_signals
 
 log = structlog.get_logger(__name__)
 
-
-@dataclass(slots=True)
-class _Stop:
-    """The last signal that arrived."""
-
-    signal_number: int | None = None
+SIGNALS = Meaning(
+    "draining: committing what was read; again to stop at once",
+    "stopping at once: the next run goes on from the last commit",
+)
+"""To runs and replays. Every crash point is safe, so there is never a reason to make a user wait."""
 
 
 async def supervised_run(
@@ -39,9 +36,7 @@ async def supervised_run(
     metrics: where to serve them from before the first record until the run has ended. Raises ConfigError if that
     cannot be.
 
-    The first SIGINT or SIGTERM drains, the second cancels, the third leaves the process at once: every
-    crash point is safe, so there is never a reason to make a user wait. A ConveyordError that the engine
-    raises becomes the summary of failed runs; anything else passes through.
+    A ConveyordError that the engine raises becomes the summary of failed runs; anything else passes through.
     """
     progress = progress_of(request, installed())
     figures = tuple(progress.values())
@@ -106,37 +101,5 @@ async def supervised(
                 outcome = cut_short("failed", error)
             nursery.cancel_scope.cancel()
 
-    signal_number = await under_signals(displayed)
-    return (cut_short("cancelled") if outcome is None else outcome), signal_number
-
-
-async def under_signals(work: Callable[[trio.Event], Awaitable[None]]) -> int | None:
-    """Run `work`, which takes `drain`, and return the last signal that arrived, if any.
-
-    The first SIGINT or SIGTERM sets `drain`, the second cancels `work`, the third leaves the process.
-    """
-    drain, everything, stop = trio.Event(), trio.CancelScope(), _Stop()
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as listening:
-            # Outside of what the second signal cancels: a thread that computes cannot be cancelled, and somebody has
-            # to hear the third while it is waited for.
-            listening.start_soon(_obey, signals, drain, everything, stop)
-            with everything:
-                await work(drain)
-            listening.cancel_scope.cancel()
-    return stop.signal_number
-
-
-async def _obey(signals: AsyncIterator[int], drain: trio.Event, everything: trio.CancelScope, stop: _Stop) -> None:
-    """Turn signals into what the user means by them, until cancelled."""
-    async for number in signals:
-        stop.signal_number = number
-        name = signal.Signals(number).name
-        if not drain.is_set():
-            log.info("draining: committing what was read; again to stop at once", signal=name)
-            drain.set()
-        elif not everything.cancel_called:
-            log.warning("stopping at once: the next run goes on from the last commit", signal=name)
-            everything.cancel()
-        else:
-            os._exit(128 + number)
+    signalled = await under_signals(displayed, SIGNALS)
+    return (cut_short("cancelled") if outcome is None else outcome), signalled.number

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conveyord.cli.exits import EXIT_TESTS_FAILED, print_json, reports_failures
-from conveyord.cli.options import output_option
+from conveyord.cli.options import GivenPath, output_option
 
 if TYPE_CHECKING:
     from conveyord.core.pipeline.graph import Pipeline, PipelineTest
@@ -23,7 +23,7 @@ NAMES_SHOWN_MAX = 10  # of tests, where none has the name that was asked for
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=GivenPath())
 @click.option(
     "--name",
     "pattern",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conveyord.cli.exits import EXIT_CONFIG, print_json, report_error, reports_failures
-from conveyord.cli.options import output_option
+from conveyord.cli.options import GivenPath, output_option
 
 if TYPE_CHECKING:
     from conveyord.core.pipeline.graph import Pipeline
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=GivenPath())
 @output_option("text", "json")
 @reports_failures
 def validate(paths: tuple[Path, ...], output: str) -> int:

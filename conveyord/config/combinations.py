@@ -16,9 +16,15 @@ class Problem(NamedTuple):
     sentence: str
 
 
-def impossible(config: Config) -> list[Problem]:
-    """What is wrong with a node of these settings, all of it at once."""
-    return [*_of_rpc(config), *_of_http(config), *_of_advertising(config), *_of_tls(config), *_of_cluster(config)]
+def impossible(config: Config, *, is_dev: bool = False) -> list[Problem]:
+    """What is wrong with a node of these settings, all of it at once. is_dev: it is one for trying things."""
+    return [
+        *_of_rpc(config),
+        *_of_http(config, is_dev=is_dev),
+        *_of_advertising(config),
+        *_of_tls(config),
+        *_of_cluster(config),
+    ]
 
 
 def risky(config: Config) -> list[str]:
@@ -59,13 +65,19 @@ def _of_rpc(config: Config) -> Iterator[Problem]:
         )
 
 
-def _of_http(config: Config) -> Iterator[Problem]:
-    address = config.http.listen_address
-    if config.http.access == "open" and not address.is_loopback:
+def _of_http(config: Config, *, is_dev: bool) -> Iterator[Problem]:
+    address, is_open = config.http.listen_address, config.http.access == "open"
+    if is_open and not is_dev:
         yield Problem(
             ("http", "access"),
-            f'http.access = "open" makes an admin of everyone, and {address} can be reached from other machines; '
-            'listen on 127.0.0.1, or set http.access = "tokens"',
+            'http.access = "open" makes an admin of everyone on this machine, and is for `conveyord dev` alone; leave '
+            "it out: conveyorctl --data-dir lets in who can read the node's data directory",
+        )
+    elif is_open and not address.is_loopback:
+        yield Problem(
+            ("http", "listen"),
+            f"conveyord dev makes an admin of everyone, and {address} can be reached from other machines; listen on "
+            "127.0.0.1, or use conveyord start, which asks for tokens",
         )
     if address.port and address.port == config.rpc.listen_address.port:
         yield Problem(

@@ -59,8 +59,10 @@ def load_config(path: Path | None) -> Config:
     return _validated(_read(path))
 
 
-def load_node_config(path: Path | None, flags: Flags) -> Config:
+def load_node_config(path: Path | None, flags: Flags, *, is_dev: bool = False) -> Config:
     """The same for a node: `flags` win over the file, and all of it must be possible together. Blocking.
+
+    is_dev: it is a node for trying things, which may be open to everyone on this machine.
 
     Raises ConfigError with file and line, or the flag.
     """
@@ -77,7 +79,7 @@ def load_node_config(path: Path | None, flags: Flags) -> Config:
             table[last] = value
     source = _Source(source.path, source.settings, source.lines, {key: flag for key, (flag, _) in flags.items()})
     config = _validated(source)
-    if problems := [*impossible(config), *_missing_files(config)]:
+    if problems := [*impossible(config, is_dev=is_dev), *_missing_files(config)]:
         raise source.refusal(problems)
     return config
 

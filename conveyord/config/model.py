@@ -20,13 +20,19 @@ def _refuse_embedded(name: str) -> str:
     return name
 
 
+def _refuse_nowhere(path: str) -> str:
+    if not path:
+        raise ValueError("it is empty; name a directory, or leave it out")
+    return path
+
+
 CatalogName = Annotated[str, AfterValidator(_refuse_embedded)]
 
 
 class Config(Model):
     """All settings. catalogs: pyiceberg properties by catalog. backup: those of stores. Both are masked when shown."""
 
-    data_dir: str = "conveyord-data"
+    data_dir: Annotated[str, AfterValidator(_refuse_nowhere)] = "conveyord-data"
     node: NodeConfig = Field(default_factory=NodeConfig)
     rpc: RpcConfig = Field(default_factory=RpcConfig)
     http: HttpConfig = Field(default_factory=HttpConfig)

@@ -77,17 +77,23 @@ def resolved(value: str, key: str) -> str:
     kind, _, name = value.partition(":")
     if kind == "env":
         if name not in os.environ:
-            raise ConfigError(f"{key} refers to the environment variable {name!r}, which is not set")
+            raise ConfigError(f"{key} refers to the environment variable {name!r}, which is not set; set it")
         return os.environ[name]
     if kind == "file" and not name.startswith("//"):  # file:// is a URI, such as a warehouse's
         try:
             with Path(name).open("rb") as file:
                 content = file.read(SECRET_BYTES_MAX + 1)
         except OSError as error:
-            raise ConfigError(f"{key} refers to the file {name!r}, which cannot be read: {error.strerror}") from error
+            raise ConfigError(
+                f"{key} refers to the file {name!r}, which cannot be read: {error.strerror}; put it there, or "
+                "name another one"
+            ) from error
         if len(content) > SECRET_BYTES_MAX:
             raise ConfigError(f"{key} refers to the file {name!r}, which is larger than {SECRET_BYTES_MAX} bytes")
-        return content.decode("utf-8").rstrip("\r\n")
+        try:
+            return content.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise ConfigError(f"{key} refers to the file {name!r}, which is not UTF-8; look at what is in it") from None
     return value
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,29 @@ HTTP_DRAIN_SHARE = 1 / 3
 
 
 @dataclass(frozen=True, slots=True)
+class Means:
+    """What settings refer to, as it is in files and in the environment. secret: None if there is none."""
+
+    secret: str | None
+    rpc_tls: TlsContexts | None
+    http_tls: ServerCertificate | None
+    backup_properties: Mapping[str, str]
+
+
+def means_of(config: Config) -> Means:
+    """Blocking. To be asked for before a node takes anything: a file that is missing is a mistake to be told at once.
+
+    Raises ConfigError for what is not there or cannot be used.
+    """
+    return Means(
+        config.resolved_secret() or None,
+        rpc_tls(config.rpc.tls),
+        http_tls(config.http.tls),
+        config.resolved_backup(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
     """cluster: the node's part in it, which is one of them."""
 
@@ -32,12 +55,9 @@ class Services:
     in_order: Sequence[Service]
 
 
-def services_of(config: Config, data_dir: Path, identity: Identity, ports: Listening) -> Services:
-    """What runs in a node of these settings. Within trio, and blocking for moments.
-
-    Raises ConfigError for what the settings refer to and is not right.
-    """
-    settings = node_settings(config, data_dir, ports)
+def services_of(config: Config, means: Means, data_dir: Path, identity: Identity, ports: Listening) -> Services:
+    """What runs in a node of these settings. Within trio."""
+    settings = _node_settings(config, means, data_dir, ports)
     node = Node(
         settings,
         identity,
@@ -45,7 +65,7 @@ def services_of(config: Config, data_dir: Path, identity: Identity, ports: Liste
         admit_client=lambda hello: http.admit_client(hello),  # noqa: PLW0108 - it is not there yet
     )
     node.handlers.inline(CLOCK, tell_time)
-    http = HttpService(node, _api_settings(config, settings), ports.http, rpc_counters=node.side.counters)
+    http = HttpService(node, _api_settings(config, means, settings), ports.http, rpc_counters=node.side.counters)
     return Services(node, (node, http, *_roles(settings, node)))
 
 
@@ -54,8 +74,7 @@ def _roles(settings: NodeSettings, node: Node) -> Iterator[Service]:
         yield RouterService(node, settings.election_timeout_seconds)
 
 
-def node_settings(config: Config, data_dir: Path, ports: Listening) -> NodeSettings:
-    """As the cluster's part of a node takes them. Blocking, likewise."""
+def _node_settings(config: Config, means: Means, data_dir: Path, ports: Listening) -> NodeSettings:
     return NodeSettings(
         data_dir=data_dir,
         rpc_address=str(ports.rpc_address),
@@ -63,15 +82,14 @@ def node_settings(config: Config, data_dir: Path, ports: Listening) -> NodeSetti
         roles=tuple(sorted(config.node.roles)),
         expect=config.cluster.expect,
         join=config.cluster.join,
-        secret=config.resolved_secret() or None,
-        tls=rpc_tls(config.rpc.tls),
+        secret=means.secret,
+        tls=means.rpc_tls,
         election_timeout_seconds=config.cluster.election_timeout,
         version=__version__,
     )
 
 
-def _api_settings(config: Config, node: NodeSettings) -> ApiSettings:
-    certificate = http_tls(config.http.tls)
+def _api_settings(config: Config, means: Means, node: NodeSettings) -> ApiSettings:
     return ApiSettings(
         data_dir=node.data_dir,
         access=config.http.access,
@@ -80,8 +98,8 @@ def _api_settings(config: Config, node: NodeSettings) -> ApiSettings:
         roles=node.roles,
         election_timeout_seconds=node.election_timeout_seconds,
         are_metrics_open=config.http.metrics_open,
-        backup_properties=config.resolved_backup(),
-        tls=None if certificate is None else certificate.context,
+        backup_properties=means.backup_properties,
+        tls=None if means.http_tls is None else means.http_tls.context,
         drain_seconds=config.shutdown.drain * HTTP_DRAIN_SHARE,
     )
 

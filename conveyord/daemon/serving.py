@@ -18,7 +18,7 @@ from conveyord.config.values import Address
 from conveyord.core.errors import StorageFull
 from conveyord.daemon.announcing import Announcing
 from conveyord.daemon.listening import listening
-from conveyord.daemon.services import services_of
+from conveyord.daemon.services import means_of, services_of
 from conveyord.runtime.notify import Notifier
 from conveyord.runtime.nurseries import unwrapped
 from conveyord.runtime.supervisor import Service, supervise
@@ -56,11 +56,9 @@ async def serve(config: Config, *, stop: trio.Event, notifier: Notifier, on_answ
     """
     os.umask(UMASK)
     sys.setswitchinterval(SWITCH_SECONDS)
-    data_dir = _absolute(config.data_dir)
+    data_dir, means = _absolute(config.data_dir), means_of(config)
     async with listening(config) as ports:
         with owned(data_dir):
-            for warning in risky(config):
-                log.warning(warning)
             refuse_unfinished(data_dir)
             identity = _identity(data_dir, config)
             structlog.contextvars.bind_contextvars(node=identity.node)
@@ -75,7 +73,9 @@ async def serve(config: Config, *, stop: trio.Event, notifier: Notifier, on_answ
                 rpc=str(ports.rpc_address),
                 http=serving.http,
             )
-            services = services_of(config, data_dir, identity, ports)
+            for warning in risky(config):
+                log.warning(warning)
+            services = services_of(config, means, data_dir, identity, ports)
             last = Announcing(services.cluster, notifier, config.shutdown.drain, on_answer=partial(on_answer, serving))
             return await _supervised([*services.in_order, last], config, stop, notifier)
 

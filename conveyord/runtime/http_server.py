@@ -4,11 +4,11 @@ What holds for every request, so that no handler can forget it:
 
 - The head must come within a deadline, and so must the whole request, and each of its pieces: a client that dribbles
   is cut off. So is one that reads no answer.
-- A head has `HEAD_BYTES_MAX` or a little more at most, a body `body_bytes_max`, and all bodies that are held together
+- A head has `HEAD_BYTES_MAX` at most, a body `body_bytes_max`, and all bodies that are held together
   have a budget: beyond it a request is told to come again.
 - A handler may refuse a request by its head; then its body is not read, and `100 Continue` is not said.
 - At most so many connections are served at a time. Others wait to be accepted.
-- What fails is answered with `application/problem+json` (RFC 9457) that has a `code`.
+- What fails is answered with `application/problem+json` (RFC 9457) that has a `code`, and the path as `instance`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ import errno
 import json
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import h11
 import structlog
 import trio
+
+from conveyord.runtime.http_faults import fault_of, head_too_large
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +39,7 @@ BUSY_SECONDS = 0.1  # before accepting again, when the process has no descriptor
 NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 RETRY_AFTER_SECONDS = 1
 BODY_METHODS = frozenset({"PATCH", "POST", "PUT"})  # who sends these must say where the body ends, or is told 411
+NO_PATH = "*"  # as `instance` of what is refused before a path could be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +99,27 @@ class Answer:
 
 
 class Declined(Exception):
-    """A request that is answered with a problem. Caught by the server."""
+    """A request that is answered at once. Caught by the server."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.status)
         self.answer = answer
+
+    def answer_to(self, _path: str) -> Answer:
+        """What the server says to a request for that path."""
+        return self.answer
+
+
+class Problem(Declined):
+    """A request that is answered with a problem (RFC 9457)."""
+
+    def __init__(self, status: int, members: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+        super().__init__(Answer(status, json.dumps(members).encode(), headers))
+        self._members = members
+
+    def answer_to(self, path: str) -> Answer:
+        """The problem, with the path as its `instance`."""
+        return replace(self.answer, body=json.dumps({**self._members, "instance": path}).encode())
 
 
 def problem(
@@ -109,11 +129,10 @@ def problem(
     *,
     headers: Mapping[str, str] | None = None,
     members: Mapping[str, Any] | None = None,
-) -> Declined:
+) -> Problem:
     """A problem to raise. members: further ones of the JSON object."""
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
-    text = json.dumps({**body, **(members or {})}).encode()
-    return Declined(Answer(status, text, {"content-type": "application/problem+json", **(headers or {})}))
+    told = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
+    return Problem(status, {**told, **(members or {})}, {"content-type": "application/problem+json", **(headers or {})})
 
 
 class Holdings:
@@ -137,9 +156,13 @@ class Holdings:
 
 @dataclass(slots=True)
 class Held:
-    """The body of one request, and what the request takes of the holdings until `release`."""
+    """The body of one request, and what the request takes of the holdings until `release`.
+
+    left: returns once the client has closed its side, if it does; for who answers after a long time. One at a time.
+    """
 
     holdings: Holdings
+    left: Callable[[], Awaitable[None]]
     body: bytes = b""
     size: int = 0
 
@@ -259,10 +282,10 @@ class HttpServer:
                     return
                 answer = await self._answered(wire, stream, head, deadline)
             except Declined as error:
-                answer = error.answer
+                answer = error.answer_to(NO_PATH if head is None else head.path)
             except h11.RemoteProtocolError as error:
-                status = error.error_status_hint
-                answer = problem(status, "MALFORMED_REQUEST", str(error)).answer
+                fault = fault_of(error, head_bytes_max=HEAD_BYTES_MAX)
+                answer = problem(*fault).answer_to(NO_PATH if head is None else head.path)
             await self._say(wire, stream, answer, head)
             if wire.our_state is not h11.DONE or wire.their_state is not h11.DONE:
                 await self._linger(stream)
@@ -294,6 +317,8 @@ class HttpServer:
             raise problem(408, "TOO_SLOW", f"the head of the request did not come within {seconds:g} s")
         if not isinstance(event, h11.Request):
             return 0.0, None
+        if _head_bytes(event) > HEAD_BYTES_MAX:
+            raise problem(*head_too_large(HEAD_BYTES_MAX))
         headers: dict[str, str] = {}
         for raw_name, raw_value in event.headers:
             name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
@@ -309,7 +334,7 @@ class HttpServer:
 
     async def _answered(self, wire: h11.Connection, stream: trio.abc.Stream, head: Head, deadline: float) -> Answer:
         self._admit(head)
-        held = Held(self._holdings)
+        held = Held(self._holdings, partial(_left, wire, stream))
         try:
             held.body = await self._body(wire, stream, head, held, deadline)
             return await self._respond(head, held)
@@ -381,8 +406,25 @@ def _peer_of(stream: trio.SocketStream) -> str:
         return ""
 
 
+def _head_bytes(request: h11.Request) -> int:
+    """Of its lines, as they came but for white space that means nothing."""
+    fields = sum(len(name) + len(value) + len(": \r\n") for name, value in request.headers)
+    return len(request.method) + len(request.target) + len("  HTTP/1.1\r\n") + fields + len("\r\n")
+
+
+async def _left(wire: h11.Connection, stream: trio.abc.Stream) -> None:
+    """See `Held`. A client that sends its next request already is there; whether it goes after that is not told."""
+    try:
+        data = await stream.receive_some(RECEIVE_BYTES)
+    except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError):
+        return
+    if data:
+        wire.receive_data(bytes(data))
+        await trio.sleep_forever()
+
+
 def _too_large(limit: int) -> Declined:
-    return problem(413, "TOO_LARGE", f"the body has more than {limit} bytes; send fewer records at a time")
+    return problem(413, "TOO_LARGE", f"the body has more than {limit} bytes; send less at a time")
 
 
 async def listen(host: str, port: int) -> list[trio.SocketListener]:

@@ -1,4 +1,4 @@
-"""What signals mean to a process that serves: the first one drains, the second cancels, the third leaves at once."""
+"""What signals mean to a process: the first one drains, the second cancels, the third leaves at once."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What is logged. draining: at the first SIGINT or SIGTERM. cancelling: at the second. reload: what SIGHUP does."""
+    """What is logged. draining: at the first SIGINT or SIGTERM. cancelling: at the second.
+
+    reload: what SIGHUP does; None for what it does to any process: it ends.
+    """
 
     draining: str
     cancelling: str
-    reload: Callable[[], None]
+    reload: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,8 @@ async def under_signals(work: Callable[[trio.Event], Awaitable[None]], meaning: 
     Raises what `work` raises.
     """
     drain, everything, numbers = trio.Event(), trio.CancelScope(), list[int]()
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals, unwrapped():
+    heard = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if meaning.reload else [])]
+    with trio.open_signal_receiver(*heard) as signals, unwrapped():
         async with trio.open_nursery() as listening:
             # Outside of what the second signal cancels: a thread that is in a call cannot be cancelled, and somebody
             # has to hear the third while it is waited for.
@@ -54,6 +58,7 @@ async def _obey(
 ) -> None:
     async for number in signals:
         if number == signal.SIGHUP:
+            assert meaning.reload is not None
             meaning.reload()
             continue
         numbers.append(number)

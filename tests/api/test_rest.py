@@ -120,6 +120,8 @@ REFUSED: list[tuple[str, str, dict[str, Any], int, str, str | None]] = [
     ("PUT", "/config/a", {"content": b"{}", "headers": JSON | GZIP}, 415, "UNSUPPORTED_MEDIA_TYPE", None),
     ("PUT", "/config/a", {"data": {"value": ""}}, 415, "UNSUPPORTED_MEDIA_TYPE", None),
     ("PUT", "/config/a b", {"json": {"value": ""}}, 422, "INVALID", None),
+    ("PUT", "/config/%2e", {"json": {"value": ""}}, 422, "INVALID", "key"),
+    ("PUT", "/config/a/%2E%2e/b", {"json": {"value": ""}}, 422, "INVALID", "key"),
     ("PUT", "/config/a", {"json": {"value": "A" * 360_000}}, 422, "INVALID", None),
     ("PUT", "/config/a", {"json": {"value": ""}, "headers": {"if-match": "42"}}, 400, "MALFORMED_REQUEST", "If-Match"),
     ("PUT", "/config/a", {"json": {"value": ""}, "headers": {"if-match": "*"}}, 400, "MALFORMED_REQUEST", "If-Match"),
@@ -166,7 +168,7 @@ async def test_what_is_refused_and_how(tmp_path: Path) -> None:
             told = (reply.status_code, found["code"], found.get("field"))
             assert told == (status, code, field), (method, path, options, reply.text)
             assert reply.headers["content-type"] == "application/problem+json"
-            assert found["status"] == status
+            assert (found["status"], found["instance"]) == (status, reply.url.raw_path.decode().partition("?")[0])
             assert len(found["detail"]) < 600, found
         assert (await node.ask("GET", "/config")).json()["entries"] == []
 
@@ -175,10 +177,13 @@ async def test_what_is_near_is_named_and_what_is_allowed_told(tmp_path: Path) ->
     async with serving(tmp_path) as node:
         near = await node.ask("GET", "/statu")
         assert near.json()["detail"] == "there is nothing at /api/v1/statu; did you mean /api/v1/status?"
+        far = await node.ask("GET", "/nope")
+        assert far.json()["detail"] == "there is nothing at /api/v1/nope; /api/v1/openapi.json says what there is"
         allowed = await node.ask("PATCH", "/config/a")
         assert allowed.headers["allow"] == "DELETE, GET, HEAD, PUT"
         for path in ("/nonsense", "/api/v2/status", "/api/v1", "/api"):
-            assert (await node.http.get(path)).json()["code"] == "NO_SUCH_PATH", path
+            found = (await node.http.get(path)).json()
+            assert (found["code"], found["instance"]) == ("NO_SUCH_PATH", path)
         for path in ("/livez", "/docs", "/metrics", "/api/v1/openapi.json"):
             reply = await node.http.post(path)
             assert (reply.status_code, reply.headers["allow"]) == (405, "GET, HEAD"), path
@@ -197,6 +202,9 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_read(tmp_path: P
     async with serving(tmp_path) as node:
         reply = await node.ask("PUT", "/config/a", content=b"x" * (LIMITS.body_bytes_max + 1), headers=JSON)
         assert (reply.status_code, reply.json()["code"]) == (413, "TOO_LARGE")
+        assert reply.json()["instance"] == "/api/v1/config/a"
+        reply = await node.ask("GET", "/config", headers={"x": "x" * 40_000})
+        assert (reply.status_code, reply.json()["code"]) == (431, "HEAD_TOO_LARGE")
 
 
 async def said(node: Served, *pieces: bytes) -> bytes:

@@ -67,6 +67,35 @@ async def test_what_does_not_speak_tls_ends_alone(tmp_path: Path) -> None:
         assert await alive(node, authority) == "alive\n"
 
 
+async def test_a_query_that_waits_is_answered_and_its_connection_goes_on_or_gives_up_its_place(tmp_path: Path) -> None:
+    """It is looked whether the client is there, while the answer is waited for: no byte of it may be lost by that."""
+    issued(tmp_path, "first")
+    certificate = ServerCertificate(tmp_path / "server.pem", tmp_path / "server.key")
+    async with serving(tmp_path / "node", tls=certificate.context) as node:
+        index = (await node.ask("PUT", "/config/a", json={"value": ""})).json()["index"]
+        query = f"{node.url}/api/v1/config/a?wait_seconds=600&after="
+        only_one = httpx.Limits(max_connections=1)
+        async with httpx.AsyncClient(verify=False, timeout=WAIT_SECONDS, limits=only_one) as client:
+            for _ in range(5):
+                async with trio.open_nursery() as nursery:
+
+                    async def wait(index: int) -> None:
+                        reply = await client.get(f"{query}{index}")
+                        assert reply.json()["entry"]["changed"] > index
+                        assert (await client.get(f"{node.url}/livez")).text == "alive\n"
+
+                    nursery.start_soon(wait, index)
+                    await node.waited_for(1)
+                    index = (await node.ask("PUT", "/config/a", json={"value": ""})).json()["index"]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.http.get, f"{query}{index}")
+            await node.waited_for(1)
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(WAIT_SECONDS):
+            while node.service.context.waiting.borrowed_tokens:
+                await trio.sleep(0.01)
+
+
 def test_files_that_are_none_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"server\.pem: No such file"):
         ServerCertificate(tmp_path / "server.pem", None)

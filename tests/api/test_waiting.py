@@ -169,3 +169,37 @@ async def test_waiting_needs_a_state(tmp_path: Path) -> None:
         with pytest.raises(Retryable), trio.fail_after(WAIT_SECONDS):
             while True:
                 await context.cluster.wait_beyond(("config",), 10**9, seconds=0.01)
+
+
+async def test_who_leaves_while_waiting_gives_up_its_place(tmp_path: Path) -> None:
+    async with serving(tmp_path) as node:
+        first = await put(node, "a", b"1")
+        where = f"after={first['index']}&wait_seconds=600"
+        with trio.fail_after(WAIT_SECONDS):
+            for path in (f"/config/a?{where}", f"/events?{where}&topics=config"):
+                asking = await trio.open_tcp_stream("127.0.0.1", int(node.url.rpartition(":")[2]))
+                await asking.send_all(f"GET /api/v1{path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
+                await node.waited_for(1)
+                await asking.aclose()
+                while node.service.context.waiting.borrowed_tokens:
+                    await trio.sleep(0.01)
+
+
+async def test_who_sends_on_while_waiting_is_answered_in_order(tmp_path: Path) -> None:
+    async with serving(tmp_path) as node:
+        first = await put(node, "a", b"1")
+        asking = await trio.open_tcp_stream("127.0.0.1", int(node.url.rpartition(":")[2]))
+        head = "HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+        waits = f"GET /api/v1/config/a?after={first['index']}&wait_seconds=600 {head}\r\n"
+        async with asking:
+            await asking.send_all(waits.encode())
+            await node.waited_for(1)
+            await asking.send_all(f"GET /livez {head}connection: close\r\n\r\n".encode())
+            second = await put(node, "a", b"2")
+            said = b""
+            with trio.fail_after(WAIT_SECONDS):
+                async for data in asking:
+                    said += data
+        waited, _, alive = said.removeprefix(b"HTTP/1.1 200 ").partition(b"HTTP/1.1 200 ")
+        assert f'etag: "{second["changed"]}"'.encode() in waited
+        assert alive.endswith(b"alive\n")

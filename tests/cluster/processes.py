@@ -120,7 +120,7 @@ class NodeProcess:
         tables: dict[str, dict[str, Any]] = {
             "node": {"id": self.name},
             "rpc": {"listen": self.rpc},
-            "http": {"listen": self.http, "access": "open"},
+            "http": {"listen": self.http},
             "cluster": {"election_timeout": f"{ELECTION_SECONDS}s"},
             "shutdown": {"drain": "10s"},
         }
@@ -154,11 +154,20 @@ class NodeProcess:
         return self.process.wait(timeout=WAIT_SECONDS)
 
     def ask(self, method: str, path: str, body: object = None, *, seconds: float = 5.0) -> tuple[int, dict[str, Any]]:
-        token = ""
-        if self.is_encrypted:
-            with suppress(FileNotFoundError):  # it is written at each start
-                token = (self.data / "local-token").read_text().strip()
-        return ask(self.http, method, path, body, seconds=seconds, token=token, is_encrypted=self.is_encrypted)
+        token = self.token()
+        status, answer = ask(
+            self.http, method, path, body, seconds=seconds, token=token, is_encrypted=self.is_encrypted
+        )
+        if status == 401 and (newer := self.token()) != token:  # the node was started again meanwhile
+            return ask(self.http, method, path, body, seconds=seconds, token=newer, is_encrypted=self.is_encrypted)
+        return status, answer
+
+    def token(self) -> str:
+        """Of who can read its data; another one at each start."""
+        try:
+            return (self.data / "local-token").read_text().strip()
+        except FileNotFoundError:
+            return ""
 
     def status(self) -> dict[str, Any]:
         """What it says of itself; nothing if it does not answer."""

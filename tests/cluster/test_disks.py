@@ -145,8 +145,7 @@ def test_a_follower_whose_disk_is_full_stops_nobody(tmp_path: Path) -> None:
             put(made, f"big{number % 8}", os.urandom(128 * 1024))
         (full.home / "filler").unlink()
         put(made, "k", b"v")
-        until(lambda: full.is_up or full.start() or True, made.seen)
-        until(lambda: get(full, "k") == b"v", made.seen)
+        until(lambda: (full.is_up or full.start() or True) and get(full, "k") == b"v", made.seen)
         made.until_members(THREE)
         for node in made.nodes.values():
             node.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,3 +58,11 @@ def test_a_traceback_has_no_locals(tmp_path: Path, form: str) -> None:
 def test_a_control_c_while_it_is_imported_ends_it_quietly(tmp_path: Path, name: str) -> None:
     ended = Running([sys.executable, "-c", INTERRUPTED, name], tmp_path).wait()
     assert (ended.code, ended.out, ended.err) == (130, "", "")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_lines_for_which_there_is_no_room_are_lost_and_nothing_else(tmp_path: Path, form: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", FAILING + 'print("went on")', form]
+        ended = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=full, timeout=60, check=False)
+    assert ended.stdout == b"went on\n"

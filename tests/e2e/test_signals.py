@@ -11,7 +11,8 @@ from tests.e2e.harness import Running
 COMPUTING = """
 import threading, sys, trio
 from conveyord.cli.logs import configure_logs
-from conveyord.cli.run_shell import under_signals
+from conveyord.cli.run_shell import SIGNALS
+from conveyord.runtime.signals import under_signals
 
 def compute():  # as a long query of DataFusion's does: nothing but the end of the process ends it
     print("computing", file=sys.stderr, flush=True)
@@ -21,7 +22,7 @@ async def work(drain):
     await trio.to_thread.run_sync(compute)
 
 configure_logs(level="info", form="text")
-trio.run(under_signals, work)
+trio.run(under_signals, work, SIGNALS)
 """
 
 

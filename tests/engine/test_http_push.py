@@ -253,7 +253,7 @@ async def test_a_full_disk_says_come_again_and_the_source_lives_on(data_dir: Pat
         (lines(1), {"content-type": "text/csv"}, 415, "UNSUPPORTED_MEDIA_TYPE", None),
         (lines(1), {"content-encoding": "br"}, 415, "UNSUPPORTED_ENCODING", None),
         (lines(1), {"host": "rebound.example:1"}, 421, "MISDIRECTED", None),
-        (lines(1), {"x-long": "x" * 200_000}, 431, "MALFORMED_REQUEST", None),
+        (lines(1), {"x-long": "x" * 200_000}, 431, "HEAD_TOO_LARGE", None),
     ],
 )
 async def test_a_request_is_refused_whole_with_the_place_of_the_fault(

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from http import HTTPStatus
+
 import pytest
 import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conveyord.runtime.http_server import Admit, Answer, Declined, Head, Held, HttpServer, Limits, problem
+from conveyord.runtime.http_server import (
+    HEAD_BYTES_MAX,
+    Admit,
+    Answer,
+    Declined,
+    Head,
+    Held,
+    HttpServer,
+    Limits,
+    problem,
+)
 
 LIMITS = Limits(1024, 4096, 4, head_seconds=1, piece_seconds=1, request_seconds=2)
 HEAD = b"POST /a HTTP/1.1\r\nhost: x\r\n"
@@ -82,6 +95,7 @@ def test_whatever_comes_is_answered_or_let_go(pieces: list[bytes]) -> None:
     async def main() -> None:
         said = await conversation(*pieces)
         assert said == b"" or said.startswith(b"HTTP/1.1 ")
+        assert b"bytearray" not in said
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
@@ -116,6 +130,58 @@ async def test_what_is_no_request_is_told_so_and_the_connection_ends(
     said = await conversation(request_)
     assert said.startswith(b"HTTP/1.1 %d " % status)
     assert b"connection: close" in said
+
+
+CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code", "sentence", "instance"),
+    [
+        (b"\x16\x03\x01\x02\x00\r\n\r\n", 400, "MALFORMED_REQUEST", "the first line is no request line", "*"),
+        (b"GET /a b HTTP/1.1\r\n\r\n", 400, "MALFORMED_REQUEST", "the first line is no request line", "*"),
+        (b"GET /a HTTP/1.1\r\n\r\n", 400, "MALFORMED_REQUEST", "there is no Host header", "*"),
+        (HEAD + b"host: y\r\n\r\n", 400, "MALFORMED_REQUEST", "there are several Host headers", "*"),
+        (HEAD + b"no header\r\n\r\n", 400, "MALFORMED_REQUEST", "a line of the head is no header", "*"),
+        (HEAD + b"a: \x00\r\n\r\n", 400, "MALFORMED_REQUEST", "a line of the head is no header", "*"),
+        (HEAD + b"content-length: x\r\n\r\n", 400, "MALFORMED_REQUEST", "the Content-Length is no number", "*"),
+        (HEAD + b"content-length: 1, 2\r\n\r\n", 400, "MALFORMED_REQUEST", "several Content-Length headers", "*"),
+        (HEAD + CHUNKED + b"x\r\n", 400, "MALFORMED_REQUEST", "the body is not in proper chunks", "/a"),
+        (HEAD + CHUNKED + b"1\r\nabc", 400, "MALFORMED_REQUEST", "the body is not in proper chunks", "/a"),
+        (HEAD + b"content-length: 3\r\n\r\nab", 400, "MALFORMED_REQUEST", "before all of the body had come", "/a"),
+        (HEAD + b"transfer-encoding: gzip\r\n\r\n", 501, "UNSUPPORTED_TRANSFER", "in a transfer encoding", "*"),
+        (HEAD + b"\r\n", 411, "LENGTH_REQUIRED", "neither Content-Length nor", "/a"),
+        (HEAD + b"content-length: 2000\r\n\r\n", 413, "TOO_LARGE", "more than 1024 bytes; send less", "/a"),
+        (HEAD + CHUNKED + b"500\r\n" + b"x" * 0x500, 413, "TOO_LARGE", "more than 1024 bytes; send less", "/a"),
+        (b"GET /a HTTP/1.1\r\nhost: x\r\n\r\n", 405, "METHOD_NOT_ALLOWED", "no", "/a"),
+    ],
+)
+async def test_a_problem_has_a_code_a_sentence_and_the_path(
+    request_: bytes, status: int, code: str, sentence: str, instance: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    said = await conversation(request_)
+    head, _, body = said.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head
+    told = json.loads(body)
+    assert told["title"] == HTTPStatus(status).phrase
+    assert (told["type"], told["status"], told["code"]) == ("about:blank", status, code)
+    assert sentence in told["detail"]
+    assert told["instance"] == instance
+
+
+@pytest.mark.parametrize("step", [500, 200_000])
+@pytest.mark.parametrize(("over", "status"), [(0, 200), (1, 431), (60_000, 431)])
+async def test_a_head_has_so_many_bytes_at_most_however_it_comes(
+    step: int, over: int, status: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    begins, ends = b"GET /a HTTP/1.1\r\nhost: x\r\na: ", b"\r\n\r\n"
+    data = begins + b"x" * (HEAD_BYTES_MAX + over - len(begins) - len(ends)) + ends
+    said = await conversation(*(data[first : first + step] for first in range(0, len(data), step)), admit=let_in)
+    assert said.startswith(b"HTTP/1.1 %d " % status)
+    if status == 431:
+        told = json.loads(said.partition(b"\r\n\r\n")[2])
+        assert (told["code"], told["instance"]) == ("HEAD_TOO_LARGE", "*")
+        assert told["detail"].startswith("the request line and the headers have more than 32768 bytes together")
 
 
 # ---------------------------------------------------------------------------- requests without a body

@@ -118,8 +118,8 @@ def committed(cluster: Cluster, topic: str) -> list[int]:
 
 @contextmanager
 def paused(broker: Broker) -> Iterator[None]:
-    """Freeze a broker. After that it is waited for: its controller shuts it out for a moment, because it was silent, and
-    partitions get a new leader epoch one by one, which the broker learns a little later than its clients.
+    """Freeze a broker. After that it is waited for: its controller shuts it out for a moment, because it was silent,
+    and partitions get a new leader epoch one by one, which the broker learns a little later than its clients.
     """
     before = set(broker.admin.list_topics(timeout=ANSWER_SECONDS_MAX).topics)
     broker.pause()

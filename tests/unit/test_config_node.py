@@ -72,8 +72,8 @@ def test_a_value_that_cannot_be_is_refused_with_its_line(tmp_path: Path, text: s
     ("text", "sentence"),
     [
         (
-            "[http]\nlisten = '10.0.0.1:7480'\naccess = 'open'\n",
-            r':3: http\.access = "open" makes an admin of everyone',
+            "[http]\nlisten = '127.0.0.1:7480'\naccess = 'open'\n",
+            r':3: http\.access = "open" makes an admin of .* `conveyord dev` alone; leave it out: conveyorctl',
         ),
         ("[rpc]\nlisten = '10.0.0.1:7400'\n", r":2: rpc\.listen: at 10\.0\.0\.1:7400 other machines could take part"),
         ("[rpc]\nlisten = 'db1:7400'\n", r":2: rpc\.listen: at db1:7400 other machines"),
@@ -121,7 +121,7 @@ def test_what_cannot_be_together_is_refused_with_its_line_for_a_node_alone(
     "text",
     [
         "[rpc]\nlisten = '0.0.0.0:7400'\nadvertise = 'db1.org:7400'\ninsecure = true\n[cluster]\nsecret = 's'\n",
-        "[rpc]\nlisten = '[::1]:0'\n[http]\nlisten = 'localhost:0'\naccess = 'open'\n",
+        "[rpc]\nlisten = '[::1]:0'\n[http]\nlisten = 'localhost:0'\naccess = 'tokens'\n",
         "[http]\nlisten = '10.0.0.1:7480'\n",
         "[cluster]\nexpect = 9\njoin = ['a:1', '[::1]:2']\nelection_timeout = '250ms'\n",
         "[node]\nroles = ['builder']\n[cluster]\njoin = ['a:1']\n",
@@ -139,7 +139,14 @@ def test_what_is_risky_is_possible_and_told(tmp_path: Path) -> None:
     assert "10.0.0.1:7480 has no certificate in [http.tls]" in clear_text
     (no_secret,) = risky(Config())
     assert "whoever can connect to 127.0.0.1:7400 on this machine can call itself a node" in no_secret
-    assert risky(load_node_config(written(tmp_path, "[http]\naccess = 'open'\n"), {})) == []
+    assert risky(load_node_config(written(tmp_path, "[http]\naccess = 'open'\n"), {}, is_dev=True)) == []
+
+
+def test_a_node_for_trying_things_may_be_open_on_this_machine_alone(tmp_path: Path) -> None:
+    path = written(tmp_path, "[http]\naccess = 'open'\n")
+    assert load_node_config(path, {}, is_dev=True).http.access == "open"
+    with pytest.raises(ConfigError, match=r"^--http: conveyord dev makes an admin of everyone, and 10\.0\.0\.1:1 can"):
+        load_node_config(path, {("http", "listen"): ("--http", "10.0.0.1:1")}, is_dev=True)
 
 
 def test_flags_win_and_are_named_where_they_are_wrong(tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ from conveyord.core.state.replies import INVALID, NOT_FOUND
 from conveyord.core.state.rows import ConfigRow
 from conveyord.storage.state.reading import Answer, Page, StateView
 
+UNREACHABLE = frozenset({".", ".."})
+"""Parts of a path that mean something else to most programs."""
+
 
 async def get(context: Context, _: Caller, request: ConfigGet) -> OneConfigEntry:
     """See `ConfigGet`."""
@@ -43,7 +46,17 @@ async def list_(context: Context, _: Caller, request: ConfigList) -> ConfigEntri
 
 
 async def put(context: Context, caller: Caller, request: ConfigPutRequest) -> Changed:
-    """See `ConfigPutRequest`."""
+    """See `ConfigPutRequest`.
+
+    Some names that the state would take are refused here, so that nodes of all versions take the same commands.
+    """
+    if not UNREACHABLE.isdisjoint(request.key.split("/")):
+        raise Declined(
+            INVALID,
+            f"a part of the key {request.key[:80]!r} is `.` or `..`, which browsers and proxies take out of a path; "
+            "call that part something else",
+            field="key",
+        )
     command = ConfigPut(request.key, request.value, request.expect_index)
     return await context.changed(command, caller)
 

@@ -29,12 +29,12 @@ async def audit(context: Context, _: Caller, request: AuditList) -> Audit:
     return Audit(index=answer.index, entries=entries, more=answer.value.more)
 
 
-async def after(context: Context, _: Caller, request: EventsAfter) -> Events:
+async def after(context: Context, caller: Caller, request: EventsAfter) -> Events:
     """See `EventsAfter`."""
     cursor = Cursor(request.after, request.history, topics_of(request.topics))
     found = await next_events(context, cursor, limit=request.limit)
     if not found.events and request.wait_seconds > 0:
-        await context.wait_beyond(cursor.topics, found.through, seconds=request.wait_seconds)
+        await context.wait_beyond(caller, cursor.topics, found.through, seconds=request.wait_seconds)
         found = await next_events(context, cursor._replace(through=found.through), limit=request.limit)
     return found
 

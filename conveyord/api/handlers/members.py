@@ -52,7 +52,7 @@ async def get(context: Context, _: Caller, request: MemberGet) -> OneMember:
     """See `MemberGet`."""
     answer = await context.cluster.read(partial(_member, node=request.node), stale=request.stale)
     if answer.value is None:
-        raise Declined(NOT_FOUND, f"no member is called {request.node}", field="node", index=answer.index)
+        raise _not_found(request.node, answer.index)
     return OneMember(index=answer.index, member=_shown(context, answer.value))
 
 
@@ -98,7 +98,7 @@ async def promote(context: Context, _: Caller, request: MemberPromote) -> Change
             WRONG_STATE, f"node {node} has the roles {roles}; only a {ROUTER} votes: start it with that role"
         )
     if found.row.state != states.READY:
-        raise Declined(WRONG_STATE, f"node {node} is {found.row.state}; only one that is ready can vote")
+        raise Declined(WRONG_STATE, f"node {node} is {found.row.state}; only one that is ready can vote: start it")
     target, _changed = (await context.cluster.read(StateView.settings)).value[TARGET_VOTERS]
     if len(membership.voters) >= target:
         raise Declined(
@@ -133,7 +133,7 @@ async def transfer(context: Context, _: Caller, request: LeaderTransfer) -> Tran
     if node and node not in membership.voters:
         raise Declined(WRONG_STATE, f"node {node} does not vote, so it cannot lead; promote it first", field="node")
     if membership.voters == {leader}:
-        raise Declined(QUORUM, f"node {leader} is the only voter; nobody else can lead", field="node")
+        raise Declined(QUORUM, f"node {leader} is the only voter; let another one vote first", field="node")
     leader = await context.cluster.transfer(node or None)
     return Transferred(index=_applied(context), leader=leader)
 
@@ -151,7 +151,7 @@ async def _give_up_leadership(context: Context, node: str) -> None:
     """If it is this node that goes, have another lead, which is to go on with the request."""
     if node == context.cluster.identity.node:
         leader = await context.cluster.transfer(None)
-        raise Retryable(f"node {leader} leads now, and has to do this")
+        raise Retryable(f"node {leader} leads now, and has to do this; ask it")
 
 
 async def _out_of_raft(context: Context, node: str) -> None:
@@ -173,8 +173,12 @@ async def _found(context: Context, node: str) -> tuple[reading.Member, Membershi
     """A node, and Raft's members, none of which is being changed by others: Raft refuses that. Raises Declined."""
     member = await context.cluster.read(partial(_member, node=node))
     if member.value is None:
-        raise Declined(NOT_FOUND, f"no member is called {node}", field="node", index=member.index)
+        raise _not_found(node, member.index)
     return member.value, (await context.cluster.read(StateView.membership)).value
+
+
+def _not_found(node: str, index: int) -> Declined:
+    return Declined(NOT_FOUND, f"no member is called {node}; list those that there are", field="node", index=index)
 
 
 async def _change(context: Context, change: Change) -> Changed:

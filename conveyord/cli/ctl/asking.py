@@ -15,7 +15,7 @@ import click
 
 from conveyord.cli.ctl.output import FORMATS
 from conveyord.cli.exits import EXIT_CONFIG, reports_failures, silence_stdout
-from conveyord.cli.options import F, output_option
+from conveyord.cli.options import F, GivenPath, output_option
 
 if TYPE_CHECKING:
     from conveyord.api.client import Client
@@ -27,6 +27,13 @@ EXIT_DEADLINE = 124  # as `timeout` of coreutils says it
 USAGE_STATUSES = (400, 422)  # what was asked can never be right, so someone must edit it
 TIMEOUT_SECONDS = 30.0
 WAIT_SECONDS_MAX = 600.0  # of the API
+
+contexts_file_option = click.option(
+    "--config-file",
+    "contexts_file",
+    type=GivenPath(dir_okay=False),
+    help="Where contexts are.  [env CONVEYORD_CONTEXTS; default: ~/.config/conveyord/contexts.toml]",
+)
 
 _CONNECTION_OPTIONS = (
     click.option(
@@ -43,19 +50,14 @@ _CONNECTION_OPTIONS = (
     ),
     click.option(
         "--ca",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=GivenPath(dir_okay=False),
         help="Whose certificates to believe, a file of PEM.  [default: the system's authorities]",
     ),
     click.option("--context", metavar="NAME", help="A cluster by its name.  [env CONVEYORD_CONTEXT]"),
-    click.option(
-        "--config-file",
-        "contexts_file",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="Where contexts are.  [env CONVEYORD_CONTEXTS; default: ~/.config/conveyord/contexts.toml]",
-    ),
+    contexts_file_option,
     click.option(
         "--data-dir",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=GivenPath(file_okay=False),
         help="Be let in as who can read this data directory of a node on this machine.",
     ),
     click.option(
@@ -137,8 +139,15 @@ def duration(text: str, option: str, *, seconds_max: float = 86_400.0) -> float:
     except ValueError as error:
         raise ConfigError(f"{option}: {error}") from error
     if not 0 < seconds <= seconds_max:
-        raise ConfigError(f"{option} must be above 0 and at most {seconds_max:g}s, got {text!r}")
+        raise ConfigError(f"{option}: {text!r} is out of range; write more than 0s, {_written(seconds_max)} at most")
     return seconds
+
+
+def _written(seconds: float) -> str:
+    """As one would write it for an option: `10m`, `3650d`."""
+    sizes = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+    unit, size = next((unit, size) for unit, size in sizes.items() if seconds % size == 0)
+    return f"{seconds / size:g}{unit}"
 
 
 def asks_nodes(*formats: str) -> Callable[[Callable[..., int | None]], Callable[..., int]]:

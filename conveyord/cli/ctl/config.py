@@ -10,6 +10,7 @@ import click
 
 from conveyord.cli.ctl.asking import Asking, Reading, asks_nodes, confirmed, expect_index_option, reads, yes_option
 from conveyord.cli.ctl.output import Column, show, show_done, write
+from conveyord.cli.options import GivenPath
 
 if TYPE_CHECKING:
     from conveyord.api.messages import ConfigEntries, ConfigEntry, ConfigList
@@ -22,7 +23,8 @@ PAGE_WITH_VALUES = 100  # values have up to 256 KiB each
 def config() -> None:
     """Read and write entries of configuration, which the cluster keeps.
 
-    A key is parts of letters, digits, '.', '_' and '-', joined by '/'. A value is any bytes, up to 256 KiB.
+    A key is parts of letters, digits, '.', '_' and '-', joined by '/'; none is '.' or '..'. A value is any bytes, up to
+    256 KiB.
     """
 
 
@@ -68,7 +70,7 @@ def list_entries(prefix: str, limit: int | None, values: bool, asking: Asking, r
 @config.command("put")
 @click.argument("key")
 @click.argument("value", required=False)
-@click.option("--file", "file", type=click.Path(path_type=Path, dir_okay=False), help="Take the value from a file.")
+@click.option("--file", "file", type=GivenPath(dir_okay=False), help="Take the value from a file.")
 @expect_index_option
 @asks_nodes()
 def put(key: str, value: str | None, file: Path | None, expect_index: int | None, asking: Asking, output: str) -> None:
@@ -124,7 +126,7 @@ def _value(text: str | None, file: Path | None) -> bytes:
             with file.open("rb") as opened:
                 return _read(opened, str(file))
         except OSError as error:
-            raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+            raise ConfigError(f"{file} cannot be read: {error.strerror}; name another file") from error
     assert text is not None
     return _read(sys.stdin.buffer, "stdin") if text == "-" else text.encode("utf-8", "surrogateescape")
 

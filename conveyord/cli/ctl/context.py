@@ -9,23 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conveyord.cli.ctl.asking import confirmed, reported, yes_option
+from conveyord.cli.ctl.asking import confirmed, contexts_file_option, reported, yes_option
 from conveyord.cli.ctl.output import FORMATS, Column, show, show_facts
-from conveyord.cli.options import F, output_option
+from conveyord.cli.options import GivenPath, output_option
 
 if TYPE_CHECKING:
     from conveyord.cli.ctl.contexts import Context
 
 TOKEN_CHARS_MAX = 64 * 1024
-
-
-def _contexts_file_option(command: F) -> F:
-    return click.option(
-        "--config-file",
-        "contexts_file",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="Where contexts are.  [env CONVEYORD_CONTEXTS; default: ~/.config/conveyord/contexts.toml]",
-    )(command)
 
 
 @click.group()
@@ -43,7 +34,7 @@ def context() -> None:
 
 
 @context.command("list")
-@_contexts_file_option
+@contexts_file_option
 @output_option(*FORMATS)
 @reported
 def list_contexts(contexts_file: Path | None, output: str) -> None:
@@ -67,7 +58,7 @@ def list_contexts(contexts_file: Path | None, output: str) -> None:
 
 @context.command("show")
 @click.argument("name", required=False)
-@_contexts_file_option
+@contexts_file_option
 @output_option(*FORMATS)
 @reported
 def show_context(name: str | None, contexts_file: Path | None, output: str) -> None:
@@ -91,7 +82,7 @@ def show_context(name: str | None, contexts_file: Path | None, output: str) -> N
 
 @context.command("use")
 @click.argument("name")
-@_contexts_file_option
+@contexts_file_option
 @reported
 def use(name: str, contexts_file: Path | None) -> None:
     """Make NAME the one that is used where none is named."""
@@ -110,10 +101,10 @@ def use(name: str, contexts_file: Path | None) -> None:
 @click.argument("name")
 @click.option("--server", "servers", multiple=True, required=True, metavar="URL", help="Of a node. May be repeated.")
 @click.option("--token", default="", metavar="TOKEN", help="env:NAME, file:PATH, itself, or - to read it from stdin.")
-@click.option("--ca", type=click.Path(path_type=Path, dir_okay=False), help="Whose certificates to believe, as PEM.")
+@click.option("--ca", type=GivenPath(dir_okay=False), help="Whose certificates to believe, as PEM.")
 @click.option("--use", "is_used", is_flag=True, help="Make it the current one, as the first always is.")
 @click.option("--replace", "is_replaced", is_flag=True, help="Though there is one of this name.")
-@_contexts_file_option
+@contexts_file_option
 @reported
 def add(
     name: str,
@@ -147,7 +138,7 @@ def add(
 @context.command("remove")
 @click.argument("name")
 @yes_option
-@_contexts_file_option
+@contexts_file_option
 @reported
 def remove(name: str, yes: bool, contexts_file: Path | None) -> None:
     """Forget a context, and its token."""

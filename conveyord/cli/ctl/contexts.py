@@ -120,7 +120,7 @@ def secret(text: str, what: str) -> str:
     kind, _, name = text.partition(":")
     if kind == "env":
         if not os.environ.get(name):
-            raise ConfigError(f"{what} refers to the environment variable {name!r}, which is not set")
+            raise ConfigError(f"{what} refers to the environment variable {name!r}, which is not set; set it")
         return os.environ[name].strip()
     if kind == "file":
         return secret_file(Path(name).expanduser(), what)
@@ -133,7 +133,10 @@ def secret_file(path: Path, what: str) -> str:
         with path.open("rb") as file:
             content = file.read(SECRET_BYTES_MAX + 1)
     except OSError as error:
-        raise ConfigError(f"{what} refers to the file {str(path)!r}, which cannot be read: {error.strerror}") from error
+        raise ConfigError(
+            f"{what} refers to the file {str(path)!r}, which cannot be read: {error.strerror}; put it there, or name "
+            "another one"
+        ) from error
     if len(content) > SECRET_BYTES_MAX:
         raise ConfigError(f"{what} refers to the file {str(path)!r}, which is larger than {SECRET_BYTES_MAX} bytes")
     try:

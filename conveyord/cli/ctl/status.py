@@ -41,7 +41,9 @@ def status(everyone: bool, wait: str | None, asking: Asking, output: str) -> int
     from conveyord.core.errors import ConfigError
 
     if everyone and wait is not None:
-        raise ConfigError("--all and --wait exclude each other: it is one node that can be waited for")
+        raise ConfigError(
+            "--all and --wait exclude each other: it is one node that can be waited for; leave one of them out"
+        )
     if everyone:
         return _show_all(asking, output)
     seconds = None if wait is None else duration(wait, "--wait", seconds_max=WAIT_SECONDS_MAX)

@@ -47,6 +47,9 @@ def target(flags: Flags, environment: Mapping[str, str]) -> Target:
     Options win over the environment, that over the current context, that over a node on this machine. A token belongs
     to the servers of its context: it is not sent to those of --server, unless --context names it beside.
     """
+    for option, given in (("--context", flags.context), ("--token", flags.token)):
+        if given == "":  # such as a variable that is not set: another cluster, or another right, would be meant
+            raise ConfigError(f"{option} is empty; name one, or leave it out")
     context, name = _context(flags, environment)
     servers = flags.servers or (context.servers if flags.context and context else ())
     if not servers and (given := environment.get("CONVEYORD_SERVER")):

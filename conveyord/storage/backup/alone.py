@@ -111,7 +111,8 @@ def begin_alone(directory: Path, contents: Contents, beginning: Beginning) -> Id
     # Not below what the state knows of the node: before it has applied what forgets it, that is what it looks at.
     known = [row.incarnation for row in contents.members if row.node == beginning.node]
     incarnation = max(beginning.incarnation, *known, 0)
-    identity = Identity(beginning.node, incarnation, cluster_name(contents.cluster.id, beginning.history))
+    name = cluster_name(contents.cluster.id, beginning.history)
+    identity = Identity(beginning.node, incarnation, name, has_log=True)
     keep_identity(directory, identity)
     return identity
 

@@ -12,6 +12,7 @@ from conveyord.core.errors import Corrupt, Refused
 from conveyord.core.raft.membership import Membership, encode
 from conveyord.core.raft.messages import Write
 from conveyord.core.raft.types import Entry, Mark
+from conveyord.storage.many_rows import insert
 from conveyord.storage.raft_log.database import SET_HEAD
 from conveyord.storage.raft_log.head import Head, row_of
 
@@ -87,7 +88,7 @@ def commit(connection: apsw.Connection, step: Step, *, sweeps: bool) -> bool:
         connection.execute(TRUNCATE, (step.drop_from,))
     is_left = sweeps and _sweep(connection, step)
     if step.entries:
-        connection.executemany(INSERT, step.entries)
+        insert(connection.execute, INSERT, step.entries)
     connection.execute(SET_HEAD, row_of(step.head))
     connection.execute("COMMIT")
     return is_left

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from copy import copy
+from typing import Any, NamedTuple
 
 from conveyord.core.errors import Refused
 from conveyord.core.raft.membership import decode as decode_membership
@@ -24,6 +25,14 @@ from conveyord.storage.state.totals import Totals
 
 DONE = "OK"
 """The code that the audit has for what was not refused."""
+
+
+class _Before(NamedTuple):
+    """What was counted before an entry."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants
+    connection: sqlite3.Connection
+    totals: Totals
 
 
 class Executor:
@@ -46,6 +55,7 @@ class Executor:
         self._codec = Codec(machine.commands)
         self._operations = {command: command.operation() for command in machine.commands}
         self._next = 0  # the entry that follows what was carried out; 0 if what was counted does not hold
+        self._before: _Before | None = None
         self._touched = dict[str, int]()
         self._writes_from = 0
 
@@ -59,8 +69,14 @@ class Executor:
         return touched
 
     @contextmanager
-    def together(self, last: int) -> Iterator[None]:
-        """Write what is decided only with entry `last`, which ends the one transaction that is within the block."""
+    def together(self, first: int, last: int) -> Iterator[None]:
+        """What the entries from `first` to `last` do is written with the last of them.
+
+        first: of the transaction that they are in, be it a new one or one that is open. If that is taken back, nothing
+        is counted anew when its entries come again, or others in their place.
+        """
+        if first == self._next:
+            self._before = _Before(first, self._connection, copy(self._totals))
         self._writes_from = last
         try:
             yield
@@ -91,15 +107,20 @@ class Executor:
         """Be ready for entries that come by another cursor. follows: whether what was counted holds, if it is of the
         same connection.
         """
-        if follows and cursor.connection is self._connection:
+        connection, before = cursor.connection, self._before
+        is_new = not (follows and connection is self._connection)
+        if not is_new:
             self._pending.use(cursor)
-            self._tables = _Applying(cursor, self._totals, self._pending)
         else:
-            self._totals = Totals(cursor)
+            if before is not None and before.index == index and before.connection is connection:
+                self._totals = copy(before.totals)
+            else:
+                self._totals = Totals(cursor)
             self._pending = Pending(cursor)
-            self._tables = _Applying(cursor, self._totals, self._pending)
+        self._tables = _Applying(cursor, self._totals, self._pending)
+        self._cursor, self._connection = cursor, connection
+        if is_new:
             self._check_protocol(self._tables.cluster().protocol, index)
-        self._cursor, self._connection = cursor, cursor.connection
 
     def _command(self, sessions: Sessions, index: int, envelope: Envelope[Any]) -> bytes:
         session = envelope.session

@@ -1,31 +1,15 @@
-"""What entries of one transaction have decided, until it is written: many rows by one statement.
-
-Every statement costs a microsecond of its own, and lets the thread that runs the event loop take over; written one by
-one, the rows of an entry wait for that thread longer than for SQLite (docs/benchmarks.md, "Raft").
-"""
+"""What entries of one transaction have decided, until it is written: many rows by one statement."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 from conveyord.core.state.rows import CONFIG, ConfigHead, ConfigRow
+from conveyord.storage.many_rows import insert
 from conveyord.storage.state.tables import AUDIT, DELETE, EVENT, PUT, TOPIC, Tables
 
-TOGETHER = 64  # rows of one statement; more gain nothing
 HEADS_MAX = 10_000  # that are remembered from one transaction to the next; some two megabytes
-
-
-def _together(statement: str) -> str:
-    """The same for `TOGETHER` rows. Its first parentheses with question marks are those of a row."""
-    begin = statement.index("(?")
-    end = statement.index(")", begin) + 1
-    return statement[:begin] + ", ".join([statement[begin:end]] * TOGETHER) + statement[end:]
-
-
-_TOGETHER = {statement: _together(statement) for statement in (PUT[ConfigRow], EVENT, AUDIT)}
 
 
 class Pending:
@@ -65,22 +49,14 @@ class Pending:
         """Write everything."""
         if self._config:
             gone = [(key,) for key, row in self._config.items() if row is None]
-            _write(cursor, PUT[ConfigRow], [row for row in self._config.values() if row is not None])
+            insert(cursor.execute, PUT[ConfigRow], [row for row in self._config.values() if row is not None])
             cursor.executemany(DELETE[CONFIG], gone)
             self._config.clear()
-        _write(cursor, EVENT, self.events)
-        _write(cursor, AUDIT, self.audit)
-        cursor.executemany(TOPIC, self.topics.items())
+        insert(cursor.execute, EVENT, self.events)
+        insert(cursor.execute, AUDIT, self.audit)
+        insert(cursor.execute, TOPIC, list(self.topics.items()))
         self.events, self.audit = [], []
         self.topics.clear()
         # Only here: what is pending must be remembered, as the tables do not know of it, and is larger than its heads.
         if len(self._heads) > HEADS_MAX:
             self._heads.clear()
-
-
-def _write(cursor: sqlite3.Cursor, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    whole = len(rows) - len(rows) % TOGETHER
-    for at in range(0, whole, TOGETHER):
-        cursor.execute(_TOGETHER[statement], tuple(chain.from_iterable(rows[at : at + TOGETHER])))
-    if whole < len(rows):
-        cursor.executemany(statement, rows[whole:])

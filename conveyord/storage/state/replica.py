@@ -19,10 +19,12 @@ class StateReplica(Replica):
 
     def apply(self, entries: Sequence[Entry]) -> list[bytes]:
         """See `StateStore.apply`."""
-        with self._executor.together(entries[-1].index if entries else 0):
+        if not entries:
+            return []
+        with self._executor.together(entries[0].index, entries[-1].index):
             return super().apply(entries)
 
     def try_out(self, entries: Sequence[Entry]) -> list[bytes]:
         """See `StateStore.try_out`."""
-        with self._executor.together(entries[-1].index):
+        with self._executor.together(entries[0].index, entries[-1].index):
             return super().try_out(entries)

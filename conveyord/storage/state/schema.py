@@ -5,7 +5,10 @@ Rows of a table have the fields of its class in core/state/rows.py, in that orde
 
 from __future__ import annotations
 
-from sqlite_utils import Database
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
 
 _FIRST = """
 CREATE TABLE cluster (

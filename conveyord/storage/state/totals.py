@@ -69,7 +69,7 @@ class Totals:
 
     def _set(self, name: str, value: int) -> None:
         if name in self._limits:
-            self._limits[name] = value
+            self._limits = {**self._limits, name: value}  # copies of this are of another moment
 
     def _note_limits(self) -> None:
         self.events_max, self.event_bytes_max = self._limits[EVENTS_MAX], self._limits[EVENT_BYTES_MAX]

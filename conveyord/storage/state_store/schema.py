@@ -12,9 +12,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-from sqlite_utils import Database
+from typing import TYPE_CHECKING, NamedTuple
 
 from conveyord.core.errors import Corrupt, Refused
 from conveyord.core.raft.membership import NOBODY, Membership, decode, encode
@@ -22,8 +20,11 @@ from conveyord.core.raft.types import BEGINNING, Mark
 from conveyord.storage.sqlite_errors import transaction
 from conveyord.storage.state_store.faults import damaged_state
 
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
 SCHEMA_VERSION = 1
-Migration = Callable[[Database], object]
+Migration = Callable[["Database"], object]
 
 _SCHEMA = """
 CREATE TABLE raft_applied (
@@ -56,6 +57,8 @@ def prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[Mig
     done = check_version(connection, path, migrations)
     if done == len(migrations) and version_of(connection):
         return
+    from sqlite_utils import Database  # numpy comes with it, and a state that is up to date needs neither
+
     with transaction(connection):
         if not version_of(connection):
             for statement in _SCHEMA.split(";")[:-1]:

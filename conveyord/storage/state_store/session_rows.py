@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from conveyord.core.raft.sessions import Changes, Sessions
+from conveyord.storage.many_rows import insert
 
 
 def store_changes(cursor: sqlite3.Cursor, changes: Changes) -> None:
@@ -15,8 +16,8 @@ def store_changes(cursor: sqlite3.Cursor, changes: Changes) -> None:
         cursor.executemany("DELETE FROM raft_replies WHERE session = ?", gone)
     if changes.freed:
         cursor.executemany("DELETE FROM raft_replies WHERE session = ? AND number < ?", changes.freed)
-    cursor.executemany("INSERT OR REPLACE INTO raft_sessions VALUES (?, ?, ?)", changes.used)
-    cursor.executemany("INSERT INTO raft_replies VALUES (?, ?, ?)", changes.replies)
+    insert(cursor.execute, "INSERT OR REPLACE INTO raft_sessions VALUES (?, ?, ?)", changes.used)
+    insert(cursor.execute, "INSERT INTO raft_replies VALUES (?, ?, ?)", changes.replies)
 
 
 def load_sessions(connection: sqlite3.Connection, sessions: Sessions) -> None:

@@ -49,9 +49,9 @@ from conveyord.storage.state_store.snapshots import Snapshots
 from conveyord.storage.state_store.staging import check_staged, stage
 from conveyord.storage.state_store.state_file import StateFile
 
-# So much is written between two checkpoints, each of which waits for the disk. At 8 MiB they came so often that they were
-# what the slowest of a hundred commands waited for, and moved the same pages again and again.
-WAL_BYTES = 32 * 1024 * 1024
+# So much is written between two checkpoints. Whoever waits for the state then waits for the disk: with more it is for
+# longer, with less it is more often, and the same pages are moved again and again.
+WAL_BYTES = 4 * 1024 * 1024
 
 Execute = Callable[[sqlite3.Cursor, Sessions, Entry], bytes]
 """What an entry does, and its reply: it depends on nothing but the tables, the sessions and the entry, and changes

@@ -21,16 +21,23 @@ FREE = ("--rpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log-format", "json")
 
 @dataclass
 class NodeProcess:
-    """A started node. http: its base address, once it answers."""
+    """A started node. http: its base address; local: the headers of who can read its data; both once it answers."""
 
     running: Running
     http: str = ""
-    lines: list[dict[str, Any]] = field(default_factory=list)
+    local: dict[str, str] = field(default_factory=dict)
 
     def answers(self) -> NodeProcess:
         """Wait until its cluster answers."""
         assert self.running.saw(ANSWERS), self.running.err()
-        self.http = next(line["http"] for line in self.logs() if line["event"] == "the cluster answers")
+        logs = self.logs()
+        self.http = next(line["http"] for line in logs if line["event"] == "the cluster answers")
+        self.local = local(next(Path(line["data_dir"]) for line in logs if line["event"] == "starting"))
+        return self
+
+    def is_ready(self) -> NodeProcess:
+        """Wait until it knows all that it needs to serve: who may ask, too."""
+        assert self.running.until(lambda: self.get("/readyz").status_code == 200), self.running.err()
         return self
 
     def logs(self) -> list[dict[str, Any]]:
@@ -38,10 +45,10 @@ class NodeProcess:
         return [json.loads(line) for line in self.running.err().splitlines()]
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.http + path, timeout=30, **options)
+        return httpx.get(self.http + path, timeout=30, headers=self.local, **options)
 
     def put(self, key: str, value: str) -> httpx.Response:
-        return httpx.put(f"{self.http}/api/v1/config/{key}", json={"value": value}, timeout=30)
+        return httpx.put(f"{self.http}/api/v1/config/{key}", json={"value": value}, timeout=30, headers=self.local)
 
     def status(self) -> dict[str, Any]:
         answer = self.get("/api/v1/status")
@@ -62,15 +69,19 @@ def start(home: Path, *arguments: str | Path, env: dict[str, str] | None = None,
 
 @contextmanager
 def started(home: Path, *arguments: str | Path, env: dict[str, str] | None = None) -> Iterator[NodeProcess]:
-    """A node with open access that answers; killed at the end, if it has not ended by then."""
+    """A node that answers; killed at the end, if it has not ended by then. Its settings are those of node.toml."""
     settings = home / "node.toml"
-    if not settings.exists():
-        settings.write_text('[http]\naccess = "open"\n', encoding="utf-8")
+    settings.touch()
     node = start(home, "--config", settings, *arguments, env=env)
     try:
-        yield node.answers()
+        yield node.answers().is_ready()
     finally:
         end(node)
+
+
+def local(data_dir: Path) -> dict[str, str]:
+    """The headers of who can read a data directory."""
+    return {"authorization": f"Bearer {(data_dir / 'local-token').read_text(encoding='ascii').strip()}"}
 
 
 def end(node: NodeProcess) -> None:

@@ -22,7 +22,7 @@ def home_of(tmp_path: Path, authority: NodeAuthority, name: str, *, cluster: str
     home = tmp_path / name
     home.mkdir()
     (home / "conveyord.toml").write_text(
-        f"[node]\nid = '{name}'\n[http]\naccess = 'open'\n"
+        f"[node]\nid = '{name}'\n"
         f"[rpc.tls]\ncertificate = '{files.certificate}'\nkey = '{files.key}'\nca = '{files.ca}'\n[cluster]\n{cluster}"
     )
     return home
@@ -73,7 +73,9 @@ def test_a_node_that_is_removed_ends_well_and_says_so(tmp_path: Path) -> None:
         join = f"join = ['{first.status()['rpc_address']}']\n"
         nodes.append(start(home_of(tmp_path, authority, "n2", cluster=join)))
         second = nodes[1].answers()
-        done = httpx.delete(f"{first.http}/api/v1/members/n2", params={"force": "true"}, timeout=60)
+        done = httpx.delete(
+            f"{first.http}/api/v1/members/n2", params={"force": "true"}, timeout=60, headers=first.local
+        )
         assert done.status_code == 200, done.text
         ended = second.running.wait()
         ended.orderly(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 from pathlib import Path
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.e2e.daemon.node_rig import events, run, start, started
+from tests.e2e.daemon.node_rig import NodeProcess, events, run, start, started
 
 
 def test_it_serves_and_drains_in_order(tmp_path: Path) -> None:
@@ -80,20 +81,21 @@ def test_a_killed_node_has_all_that_it_acknowledged_and_a_new_incarnation(tmp_pa
     assert second["incarnation"] == first["incarnation"] + 1
 
 
-def half_a_request(http: str) -> socket.socket:
+def half_a_request(node: NodeProcess) -> socket.socket:
     """A request that a draining node waits for."""
-    place = urlsplit(http)
+    place = urlsplit(node.http)
     assert place.hostname is not None
     sender = socket.create_connection((place.hostname, place.port or 80), timeout=30)
     sender.sendall(
-        b"PUT /api/v1/config/slow HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
+        b"PUT /api/v1/config/slow HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n"
+        b"authorization: %b\r\n\r\n{" % node.local["authorization"].encode()
     )
     return sender
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_second_signal_stops_at_once(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    with started(tmp_path) as node, half_a_request(node.http):
+    with started(tmp_path) as node, half_a_request(node):
         assert node.put("a", "aGk=").status_code == 200
         node.running.send(signal.SIGTERM)
         assert node.running.saw('"service":"http","event":"draining"')
@@ -102,8 +104,8 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, number: signal.Signals, c
 
 
 def test_requests_that_do_not_end_are_cut_off_in_time_for_the_cluster_to_drain(tmp_path: Path) -> None:
-    (tmp_path / "node.toml").write_text('[http]\naccess = "open"\n[shutdown]\ndrain = "1s"\n')
-    with started(tmp_path) as node, half_a_request(node.http):
+    (tmp_path / "node.toml").write_text('[shutdown]\ndrain = "1s"\n')
+    with started(tmp_path) as node, half_a_request(node):
         ended = node.stop()
     ended.orderly(0)
     assert "requests took too long to end, and are cut off" in ended.err
@@ -111,15 +113,33 @@ def test_requests_that_do_not_end_are_cut_off_in_time_for_the_cluster_to_drain(t
     assert "not drained in time" not in ended.err
 
 
+def test_a_goodbye_that_nobody_hears_is_cut_off_and_the_exit_code_says_so(tmp_path: Path) -> None:
+    """Whoever leads has stopped answering, and it takes longer to give it up than this node may take to drain."""
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "node.toml").write_text('[shutdown]\ndrain = "1s"\n')
+    with (
+        started(tmp_path) as first,
+        started(tmp_path / "second", "--join", first.status()["rpc_address"]) as second,
+    ):
+        assert second.put("a", "aGk=").status_code == 200
+        first.running.send(signal.SIGSTOP)
+        ended = second.stop()
+    ended.orderly(1)
+    said = [json.loads(line) for line in ended.err.splitlines()]
+    (cut,) = [line for line in said if line["event"] == "not drained in time, and cancelled"]
+    assert cut["services"] == ["cluster"]
+    assert (said[-1]["event"], said[-1]["in_order"]) == ("stopped", False)
+
+
 def test_a_hangup_reads_the_log_level_again_and_a_wrong_file_changes_nothing(tmp_path: Path) -> None:
     with started(tmp_path) as node:
         settings = tmp_path / "node.toml"
-        settings.write_text('[http]\naccess = "open"\n[log]\nlevel = "wrong"\n')
+        settings.write_text('[log]\nlevel = "wrong"\n')
         node.running.send(signal.SIGHUP)
         assert node.running.saw("the settings are wrong now, and nothing of them is taken")
-        settings.write_text('[http]\naccess = "open"\n[log]\nlevel = "warning"\n')
+        settings.write_text('[log]\nlevel = "warning"\n')
         node.running.send(signal.SIGHUP)
-        settings.write_text('[http]\naccess = "open"\n[log]\nlevel = "info"\n')
+        settings.write_text('[log]\nlevel = "info"\n')
         assert node.running.until(lambda: True)
         node.running.send(signal.SIGHUP)
         assert node.running.saw("the settings of logs were read again")
@@ -183,6 +203,38 @@ def test_what_cannot_be_started_is_refused_in_a_sentence(
 ) -> None:
     start(tmp_path, *arguments).running.wait().failed(*sentences, code=code)
     assert not (tmp_path / "conveyord-data").exists()
+
+
+@pytest.mark.parametrize("option", ["--data-dir", "--config"])
+def test_an_empty_path_is_not_the_directory_that_one_is_in(tmp_path: Path, option: str) -> None:
+    ended = start(tmp_path, option, "").running.wait()
+    ended.orderly(2)
+    assert f"Invalid value for '{option}': it is empty; name a path" in ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('[cluster]\nsecret = "file:nofile"\n', r"cluster\.secret refers to the file 'nofile', which cannot be read"),
+        ('[backup]\nx = "env:NOT_SET"\n', r"backup\.x refers to the environment variable 'NOT_SET'"),
+        (
+            '[cluster]\nsecret = "file:node.bin"\n',
+            r"cluster\.secret refers to the file 'node\.bin', which is not UTF-8",
+        ),
+        ('[http.tls]\ncertificate = "c"\nkey = "k"\n', r"http\.tls\.certificate: there is no file .*/c$"),
+        ('data_dir = ""\n', r"data_dir: it is empty; name a directory, or leave it out"),
+    ],
+)
+def test_what_settings_refer_to_is_looked_at_before_anything_is_written(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    (tmp_path / "node.bin").write_bytes(b"\xff")
+    (tmp_path / "node.toml").write_text(text)
+    ended = start(tmp_path, "--config", tmp_path / "node.toml").running.wait()
+    ended.orderly(2)
+    assert re.search(sentence, ended.err, re.MULTILINE), ended.err
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["node.bin", "node.toml"]
 
 
 def test_all_wrong_lines_are_told_at_once(tmp_path: Path) -> None:

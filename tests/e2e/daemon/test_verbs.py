@@ -55,7 +55,7 @@ def test_dev_says_where_it_serves_and_keeps_what_it_has(tmp_path: Path) -> None:
 
 def test_dev_is_never_open_to_other_machines(tmp_path: Path) -> None:
     ended = run(tmp_path, "dev", "--http", "10.0.0.1:0")
-    ended.failed(r'http\.access = "open" makes an admin of everyone, and 10\.0\.0\.1:0 can be reached', code=2)
+    ended.failed(r"--http: conveyord dev makes an admin of everyone, and 10\.0\.0\.1:0 can be reached", code=2)
 
 
 # ---------------------------------------------------------------------------------- check-config
@@ -126,7 +126,7 @@ def test_doctor_beside_a_running_node_looks_at_it_without_harm(tmp_path: Path) -
 
 
 def test_doctor_tells_what_a_node_answers_that_knows_another_secret(tmp_path: Path) -> None:
-    (tmp_path / "node.toml").write_text('[http]\naccess = "open"\n[cluster]\nsecret = "right"\n')
+    (tmp_path / "node.toml").write_text('[cluster]\nsecret = "right"\n')
     with started(tmp_path) as node:
         rpc = node.status()["rpc_address"]
         (other := tmp_path / "other").mkdir()
@@ -198,3 +198,4 @@ def test_a_node_whose_certificate_cannot_be_used_says_so(tmp_path: Path) -> None
     with_certificate(tmp_path, "n1")
     (tmp_path / "n1.key").write_text("no key")
     start(tmp_path).running.wait().failed(r"n1\.pem and .*n1\.key are no certificate and its key", code=2)
+    assert not (tmp_path / "conveyord-data").exists()

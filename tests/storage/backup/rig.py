@@ -140,7 +140,7 @@ async def _start(data_dir: Path) -> Started:
     with closing(log):
         store = StateStore.open(data_dir / "state", base=log.base, membership=log.membership, migrations=MIGRATIONS)
         with closing(store):
-            options = Options(election_timeout_seconds=0.05, heartbeat_seconds=0.01)
+            options = Options(election_timeout_seconds=0.2, heartbeat_seconds=0.05)
             loaded = log.load(store.mark.index)
             node = RaftNode(identity.node, loaded, options, random=Random(7).random, now=trio.current_time())
             wire = Nobody()
@@ -151,7 +151,8 @@ async def _start(data_dir: Path) -> Started:
                     await driver.until(lambda standing: standing.role is Role.LEADER)
                     writer = SessionWriter(Codec(MACHINE.commands), identity.node)
                     proposer = Proposer(driver, _forward, writer)
-                    await proposer.propose(Request(ConfigPut("started", b"yes"), "someone", 1), seconds=30)
+                    done = await proposer.propose(Request(ConfigPut("started", b"yes"), "someone", 1), seconds=30)
+                    await driver.until(lambda standing: standing.applied >= done.index)  # it is answered before that
                 nursery.cancel_scope.cancel()
             assert not wire.sent
             return _told(data_dir, identity, store)

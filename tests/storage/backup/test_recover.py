@@ -51,7 +51,7 @@ def verified(data_dir: Path, scratch: Path) -> Report:
 def test_everything_in_the_log_counts_whatever_was_applied(tmp_path: Path, applied: int, compacted: int) -> None:
     data = make_node(tmp_path / "data", script(), applied=applied, compacted=compacted, commit=applied)
     done = recovered(data)
-    assert done == Recovered(Identity("a", 3, "c1.h1"), 12, applied, ("b", "c"), data / "before-h1")
+    assert done == Recovered(Identity("a", 3, "c1.h1", has_log=True), 12, applied, ("b", "c"), data / "before-h1")
     assert verified(data, tmp_path / "scratch").faults == []
     node = start(data)
     assert (node.identity.incarnation, node.cluster, node.history) == (4, "c1", "h1")

@@ -37,12 +37,12 @@ def restored(backups: Backups, manifest: Manifest, data_dir: Path, **more: objec
 def test_a_restored_node_leads_alone_with_the_state_and_a_history_of_its_own(tmp_path: Path) -> None:
     backups, manifest = made(tmp_path)
     done = restored(backups, manifest, tmp_path / "data")
-    assert done == Restored(Identity("a", 1, "c1.h1"), manifest, None)
+    assert done == Restored(Identity("a", 1, "c1.h1", has_log=True), manifest, None)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     assert verify(tmp_path / "data", scratch).faults == []
     node = start(tmp_path / "data")
-    assert (node.identity, node.cluster, node.history) == (Identity("a", 2, "c1.h1"), "c1", "h1")
+    assert (node.identity, node.cluster, node.history) == (Identity("a", 2, "c1.h1", has_log=True), "c1", "h1")
     assert (node.members, node.rows, node.standings) == (("a",), (), {"a": "voter"})
     assert dict(node.config) == {f"k/{n}": b"value %d" % n for n in range(2, 8)} | {"started": b"yes"}
     assert start(tmp_path / "data").identity.incarnation == 3
@@ -85,7 +85,7 @@ def test_a_restored_cluster_can_be_backed_up_and_restored_again(tmp_path: Path) 
     restored(backups, manifest, tmp_path / "data")
     start(tmp_path / "data")
     done = restored(backups, manifest, tmp_path / "data", node=None, new_history="h2", force=True)
-    assert done.identity == Identity("a", 2, "c1.h2")
+    assert done.identity == Identity("a", 2, "c1.h2", has_log=True)
     assert done.aside == tmp_path / "data" / f"before-{manifest.id}"
     assert sorted(path.name for path in done.aside.iterdir()) == ["node.json", "raft", "state"]
     assert start(tmp_path / "data").history == "h2"
@@ -333,5 +333,9 @@ def test_an_identity_survives_that_the_node_was_started_more_often(tmp_path: Pat
     backups, manifest = made(tmp_path)
     make_node(tmp_path / "data", script())
     take_identity(tmp_path / "data")
-    assert restored(backups, manifest, tmp_path / "data", force=True).identity == Identity("a", 4, "c1.h1")
-    assert restored(backups, manifest, tmp_path / "data", force=True, node="z").identity == Identity("z", 0, "c1.h1")
+    assert restored(backups, manifest, tmp_path / "data", force=True).identity == Identity(
+        "a", 4, "c1.h1", has_log=True
+    )
+    assert restored(backups, manifest, tmp_path / "data", force=True, node="z").identity == Identity(
+        "z", 0, "c1.h1", has_log=True
+    )
