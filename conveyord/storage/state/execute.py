@@ -62,8 +62,7 @@ class Executor:
     def take_touched(self) -> dict[str, int]:
         """The topics that entries have changed since the last call, with the index of the last change.
 
-        To wake who waits for them, once `apply` has returned. A topic too many is no harm: of an apply that was taken
-        back, it is told as well.
+        To wake who waits for them, each time that `apply` has returned: what was taken back is not among them.
         """
         touched, self._touched = self._touched, {}
         return touched
@@ -117,6 +116,7 @@ class Executor:
             else:
                 self._totals = Totals(cursor)
             self._pending = Pending(cursor)
+            self._touched.clear()  # what is in it was taken back
         self._tables = _Applying(cursor, self._totals, self._pending)
         self._cursor, self._connection = cursor, connection
         if is_new:

@@ -110,3 +110,21 @@ def test_an_apply_goes_on_in_what_was_tried_out(tmp_path: Path) -> None:
     foreseen = node.store.try_out(entries[:8], execute)
     assert node.store.apply(entries, execute)[:8] == foreseen
     assert executed == [entry.index for entry in entries]
+
+
+def test_nobody_is_woken_by_what_was_taken_back(tmp_path: Path) -> None:
+    """Who waits for a change behind an index would not wait at all, for ever, if one that never came counted."""
+    log, node = Log(), Node(tmp_path)
+    client = Client(log, node)
+    node.follow(log)
+    replica = StateReplica(node.store, node.executor)
+    fork = list(log.entries)
+    lost = [client.add(ConfigPut(f"k{number}", b"value")) for number in range(5)]
+    replica.try_out(lost)
+    log.entries = fork
+    replica.apply([log.add(Kind.NOOP, b"")])
+    assert node.executor.take_touched() == {}
+    put = client.add(ConfigPut("k", b"value"))
+    replica.try_out([put])
+    assert replica.apply([put]) != []
+    assert node.executor.take_touched() == {"config": put.index}
