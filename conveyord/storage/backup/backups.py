@@ -9,6 +9,7 @@ Nothing that is not named so is ever read or deleted.
 from __future__ import annotations
 
 import difflib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -35,7 +36,8 @@ from conveyord.storage.sqlite_errors import translated
 LEFTOVER_SECONDS = 24 * 3600
 """So old is what an upload left that nobody continues: none takes that long."""
 
-_MANIFEST, _SNAPSHOT, _TEMPORARY = ".json", ".snapshot", ".tmp"
+_MANIFEST, _SNAPSHOT = ".json", ".snapshot"
+_TEMPORARY = re.compile(r"(\.[0-9a-f]{8})?\.tmp$")
 IDS_SHOWN = 3
 
 
@@ -185,9 +187,10 @@ def _leftovers(names: Mapping[str, Stored]) -> list[str]:
     """What belongs to no backup: snapshots without a manifest, and files that did not get their name."""
     found = list[str]()
     for name in names:
-        stem, dot, kind = name.removesuffix(_TEMPORARY).rpartition(".")
+        whole = _TEMPORARY.sub("", name)
+        stem, dot, kind = whole.rpartition(".")
         is_ours = is_id(stem) and dot + kind in (_MANIFEST, _SNAPSHOT)
-        if is_ours and (name.endswith(_TEMPORARY) or (stem + _MANIFEST) not in names):
+        if is_ours and (whole != name or (stem + _MANIFEST) not in names):
             found.append(name)
     return found
 

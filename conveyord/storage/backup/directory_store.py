@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,7 +43,7 @@ class DirectoryStore:
     def write(self, name: str, parts: Iterable[bytes]) -> None:
         """See `Store`."""
         path = self._directory / name
-        temporary = path.with_name(f"{name}.tmp")
+        temporary = path.with_name(f"{name}.{secrets.token_hex(4)}.tmp")  # two may write the same backup at a time
         with self._telling(path):
             make_durable_directories(self._directory)
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -30,7 +30,8 @@ class Store(Protocol):
     def write(self, name: str, parts: Iterable[bytes]) -> None:
         """Put a content there, durable on return. What `parts` raises goes on, and the name is not there then.
 
-        A crash may leave a content that is not whole, under the name with `.tmp` behind it or under the name.
+        Two may put the same one there at a time. A crash may leave a content that is not whole, under the name or under
+        that with more behind it, and `.tmp` at its end.
         """
 
     def delete(self, name: str) -> None:

@@ -315,12 +315,27 @@ def test_leftovers_of_an_upload_go_when_they_are_a_day_old(tmp_path: Path, snaps
     backups = Backups(DirectoryStore(str(home)), now_seconds=lambda: now)
     whole = backups.create(snapshot, ABOUT).id
     other = "20261122T083015124Z-000000000013-abcdef"
-    for name, age in ((f"{other}.snapshot", 1), (f"{other}.json.tmp", 1), (f"{whole}.snapshot.tmp", -1)):
+    late = f"{whole}.snapshot.1234abcd.tmp"
+    old = (f"{other}.snapshot", f"{other}.json.1234abcd.tmp", f"{other}.json.tmp")
+    for name, age in (*((name, 1) for name in old), (late, -1)):
         (home / name).write_bytes(b"")
         os.utime(home / name, times=(0, now - LEFTOVER_SECONDS - age))
     assert [one.id for one in backups.list()] == [whole]
     assert backups.cleanup(keep=1) == ()
-    assert {path.name for path in home.iterdir()} == {f"{whole}.json", f"{whole}.snapshot", f"{whole}.snapshot.tmp"}
+    assert {path.name for path in home.iterdir()} == {f"{whole}.json", f"{whole}.snapshot", late}
+
+
+def test_the_same_backup_may_be_written_twice_at_a_time(tmp_path: Path) -> None:
+    """Two are asked for within a millisecond, of the same state: they have one id."""
+    store = DirectoryStore(str(tmp_path))
+
+    def parts() -> Iterator[bytes]:
+        yield b"its "
+        store.write("name", [b"its content"])
+        yield b"content"
+
+    store.write("name", parts())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"name": b"its content"}
 
 
 STEPS = [(directory_store, name) for name in ("write_all", "sync_directory", "make_durable_directories")] + [
