@@ -6,6 +6,7 @@ Three processes at once, each with a real log and a real state, and nothing betw
 clients. Each writes batches of 256 entries to its log, every commit a fixed time longer as in
 `benchmarks.raft_cluster`, and applies a batch while the next is written. A cluster on this machine, on this storage,
 cannot be faster than that. The baseline, in turn with it, is a group commit of as many bare rows in one process.
+"one" is a single one of the three with the machine to itself: a group commit that applies what it commits.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from queue import Queue
@@ -101,10 +103,10 @@ def _after(left: Sequence[Sequence[Entry]], endless: Iterator[Sequence[Entry]]) 
 
 
 def measured(rounds: int, seconds: float, delay_seconds: float) -> dict[str, float]:
-    """The rate of the slowest of the processes, and its share of the baseline; medians."""
+    """What one process does alone, and the slowest of three at once: entries a second, and in baselines; medians."""
     with tempfile.TemporaryDirectory(prefix="conveyord-raft-storage-") as directory:
         home = Path(directory)
-        raw, rates, shares = Raw(home, delay_seconds), list[float](), list[float]()
+        raw, found = Raw(home, delay_seconds), defaultdict[str, list[float]](list)
         command = [sys.executable, "-m", "benchmarks.raft_cluster_storage", "--seconds", str(seconds)]
         command += ["--delay-ms", str(1000 * delay_seconds), "--node"]
         nodes = [
@@ -116,15 +118,17 @@ def measured(rounds: int, seconds: float, delay_seconds: float) -> dict[str, flo
             assert told.readline() == "ready\n"
         for _ in range(rounds):
             theirs = raw.commits(BATCH, seconds)
-            for asked, _ in pipes:
-                asked.write("\n")
-                asked.flush()
-            rates.append(min(float(told.readline()) for _, told in pipes))
-            shares.append(rates[-1] / (BATCH * len(theirs) / sum(theirs)))
+            for count, some in (("one", pipes[:1]), ("three", pipes)):
+                for asked, _ in some:
+                    asked.write("\n")
+                    asked.flush()
+                rate = min(float(told.readline()) for _, told in some)
+                found[f"{count}_per_second"].append(rate)
+                found[f"{count}_throughput"].append(rate / (BATCH * len(theirs) / sum(theirs)))
         for one, (asked, _) in zip(nodes, pipes, strict=True):
             asked.close()
             one.wait()
-    return {"per_second": round(statistics.median(rates)), "throughput": round(statistics.median(shares), 3)}
+    return {name: round(statistics.median(values), 3) for name, values in found.items()}
 
 
 def main() -> None:
