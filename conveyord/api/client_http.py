@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import http.client
 import io
-import ipaddress
 import socket
 import ssl
 import time
@@ -19,6 +18,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from conveyord.core.errors import ConfigError, ConveyordError, Retryable
+from conveyord.core.hosts import is_loopback
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024  # pages are smaller; more is not an API's
 API = "/api/v1"
@@ -59,10 +59,7 @@ class Server:
     @property
     def is_loopback(self) -> bool:
         """Whether it is on this machine for sure."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
 
 class Asked(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from contextlib import suppress
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -29,6 +28,7 @@ from conveyord.api.operations import OPERATIONS
 from conveyord.api.requests import JSON, request_of
 from conveyord.api.routing import ROOT, NotAllowed, Routes
 from conveyord.core.errors import ConveyordError
+from conveyord.core.hosts import is_loopback
 from conveyord.core.state.replies import CONFLICT
 from conveyord.runtime import http_server as http
 from conveyord.runtime.rpc.outcomes import INTERNAL
@@ -139,18 +139,6 @@ class Rest:
             return self._routes.find(head.method, head.path.removeprefix(ROOT)).operation.name
         except Declined:
             return "none"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is of this machine, or a name always leads to one that is."""
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
 
 
 def _check_site(head: http.Head) -> None:

@@ -16,11 +16,11 @@ from conveyord.api.access import Access, Mode, make_local_token
 from conveyord.api.carrying_out import Desk
 from conveyord.api.context import Context
 from conveyord.api.figures import Figures, node_registry
-from conveyord.api.rest import is_loopback
 from conveyord.api.rpc import Rpc
 from conveyord.api.site import Site
 from conveyord.cluster.ports import Cluster
 from conveyord.core.errors import ConfigError, StorageFull
+from conveyord.core.hosts import is_loopback
 from conveyord.core.wire.heads import Hello
 from conveyord.runtime.http_server import HttpServer, Limits
 from conveyord.runtime.rpc.handlers import Admission

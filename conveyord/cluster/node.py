@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -28,6 +27,7 @@ from conveyord.cluster.presence import Presence
 from conveyord.cluster.seeking import Seeking
 from conveyord.cluster.settings import NodeSettings
 from conveyord.core.errors import ConveyordError, Refused, Retryable
+from conveyord.core.hosts import is_loopback
 from conveyord.core.planning.founding import Introduction
 from conveyord.core.raft.membership import Change
 from conveyord.core.raft.state import Role
@@ -80,7 +80,7 @@ class Node:
         self._settings = settings
         self._identity = identity
         self._listeners = listeners
-        self._is_local = all(_is_loopback(listener) for listener in listeners)
+        self._is_local = all(is_loopback(listener.socket.getsockname()[0]) for listener in listeners)
         self._admit_client = admit_client
         self._is_draining = False
         self._member: Member | None = None
@@ -335,7 +335,3 @@ class Node:
         if one is None or (one.standing is None and one.row is not None and one.row.state == LEFT):
             return meeting.encode(meeting.GONE)
         return meeting.encode(one.standing or "known")
-
-
-def _is_loopback(listener: trio.SocketListener) -> bool:
-    return ipaddress.ip_address(listener.socket.getsockname()[0]).is_loopback

@@ -18,10 +18,11 @@ import trio
 
 from conveyord.core.errors import ConfigError, Refused, Retryable
 from conveyord.core.flow.positions import Partition, Positions, Span
+from conveyord.core.hosts import is_loopback
 from conveyord.engine.contracts import OperatorContext, Outlet
 from conveyord.engine.http.intake import Intake
 from conveyord.engine.http.options import HttpConfig
-from conveyord.engine.http.push_options import PushConfig, is_loopback, tls_context
+from conveyord.engine.http.push_options import PushConfig, tls_context
 from conveyord.engine.http.reception import Reception
 from conveyord.engine.http.records import RecordReader
 from conveyord.runtime.http_server import HttpServer, Limits, close_all, listen

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import ssl
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from conveyord.core.errors import ConfigError
+from conveyord.core.hosts import is_loopback
 from conveyord.core.units import Bytes, Seconds, format_bytes, format_seconds
 from conveyord.engine.contracts import OperatorConfig
 from conveyord.engine.http.options import OURS, HttpConfig, address_mistake
@@ -101,16 +101,6 @@ def push_mistakes(config: HttpConfig, push: PushConfig) -> dict[Any, str]:
     if push.journal < config.max_body:
         found["push", "journal"] = f"must hold a request of max_body ({format_bytes(config.max_body)}); lower that"
     return found
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def tls_context(push: PushConfig) -> ssl.SSLContext | None:

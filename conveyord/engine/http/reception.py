@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 import trio
 
 from conveyord.core.errors import Retryable, StorageFull
+from conveyord.core.hosts import is_loopback
 from conveyord.engine.contracts import OperatorContext
 from conveyord.engine.http.bodies import ENCODINGS, JSON_TYPES, LINES_TYPES, BodyError, Records, records_of
 from conveyord.engine.http.intake import Intake
 from conveyord.engine.http.options import HttpConfig
-from conveyord.engine.http.push_options import PushConfig, is_loopback
+from conveyord.engine.http.push_options import PushConfig
 from conveyord.runtime.http_server import Answer, Head, Held, problem
 from conveyord.storage.push_journal import Push, Taken, Verdict
 
