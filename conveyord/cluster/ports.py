@@ -37,7 +37,9 @@ class Removed(ConveyordError):
 
 
 class Committed(NamedTuple):
-    """A command was applied. index: of its entry. value: of its reply, see docs/state.md."""
+    """A command is committed. index: of its entry. value: of its reply, see docs/state.md. The state of this node may
+    have it a little later: a linearizable read waits for that.
+    """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants of it
     value: object

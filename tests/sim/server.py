@@ -217,7 +217,7 @@ class Server:
                 self._reply(entry, reply)
 
     def _reply(self, entry: Entry, reply: bytes) -> None:
-        answered, lost = self.proposals.applied(entry.index, entry.term)
+        answered, lost = self.proposals.committed(entry.index, entry.term)
         for number in answered:
             self._answer(number, "ok", reply)
         for number in lost:

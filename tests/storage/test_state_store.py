@@ -210,6 +210,47 @@ def test_a_checkpoint_that_finds_no_room_waits_for_the_next(store: StateStore, m
     advance(store, 20)
 
 
+def test_what_was_applied_stays_so_if_the_file_cannot_be_written_then(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the same entries would be applied again."""
+
+    def refused(_: object) -> None:
+        error = sqlite3.OperationalError("attempt to write a readonly database")
+        error.sqlite_errorcode = sqlite3.SQLITE_READONLY
+        raise error
+
+    advance(store, 10)
+    store._checkpoint_at_bytes = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "checkpoint", refused)
+        advance(store, 20)
+    assert check_state(store) == 20
+    advance(store, 30)
+
+
+def test_sessions_that_cannot_be_read_again_end_the_store(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have learned of entries that were taken back, and would take those for repeated when they come."""
+
+    def refused(*_: object) -> None:
+        error = sqlite3.OperationalError("unable to open database file")
+        error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+        raise error
+
+    advance(store, 10)
+    store.try_out(entries(11, 20), KvState().execute)
+    with monkeypatch.context() as patch, pytest.raises(StorageFull):
+        patch.setattr(store_module, "load_sessions", refused)
+        store.forget()
+    with pytest.raises(Refused, match="takes nothing more"):
+        advance(store, 20)
+
+
+def test_nothing_is_written_outside_of_the_directory(store: StateStore) -> None:
+    """Statements of many rows at random places put what they may have to take back into a file of SQLite's, else."""
+    assert store._connection.execute("PRAGMA temp_store").fetchone() == (2,)
+
+
 HOLD_WRITE_LOCK = """
 import fcntl, sys, time
 with open(sys.argv[1], "r+b") as file:

@@ -159,11 +159,12 @@ class RaftNode:
 
     def _likely(self, leading: Leadership) -> tuple[Entry, ...]:
         """What comes next when all that is committed was applied, up to where a write ends: others write the same
-        entries at once, so the commit index often goes from there to there.
+        entries at once, so the commit index often goes from there to there. Only entries of this leader, who knows
+        what is in them: those of another may be of a newer program, which nobody has to understand until then.
         """
         state = self.state
         first, end = state.applied + 1, state.outbox.end_of_write(state.log)
-        if state.handed > state.applied or not leading.foreseen < first <= end:
+        if state.handed > state.applied or first < leading.first or not leading.foreseen < first <= end:
             return ()
         entries = state.log.slice(first, end + 1, state.options.apply_bytes)
         if entries is None:

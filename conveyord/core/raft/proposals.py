@@ -1,10 +1,10 @@
-"""What became of proposals: the entry at their index tells, once it is applied.
+"""What became of proposals: the entry at their index tells, once it is committed.
 
 | who proposes is told | when |
 |---|---|
-| applied, with the index and the reply | `applied` names its number first: the entry at its index is its own |
+| done, with the index and the reply | `committed` names its number first: the entry at its index is its own |
 | not leader, with who leads | `messages.NotLeader`: it is in no log |
-| dropped: safe to propose anew | `messages.Dropped`; or `applied` names it second: its place is another's for good |
+| dropped: safe to propose anew | `messages.Dropped`; or `committed` names it second: its place is another's for good |
 | outcome unknown: again under the same number | `skipped` names it; or this node ends, or nothing comes in time |
 """
 
@@ -36,8 +36,8 @@ class Proposals:
         """A proposal is in the log. An index may be taken again in a later term."""
         self._slots.setdefault(index, []).append(Slot(term, number))
 
-    def applied(self, index: int, term: int) -> tuple[list[int], list[int]]:
-        """The entry at `index` was applied: the numbers that it answers, and those that are lost."""
+    def committed(self, index: int, term: int) -> tuple[list[int], list[int]]:
+        """The entry at `index` is committed: the numbers that it answers, and those that are lost."""
         slots = self._slots.pop(index, ())
         if len(slots) == 1 and slots[0].term == term:
             return [slots[0].number], []  # as nearly always

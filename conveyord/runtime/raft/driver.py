@@ -427,7 +427,7 @@ class Driver:
 
     def _reply(self, entry: Entry, reply: bytes) -> None:
         """An entry is committed, and replies this: to who proposed it, if that was here."""
-        answered, lost = self._proposals.applied(entry.index, entry.term)
+        answered, lost = self._proposals.committed(entry.index, entry.term)
         for number in answered:
             self._answer(number, Done(entry.index, reply))
         for number in lost:

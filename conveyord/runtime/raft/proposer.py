@@ -1,4 +1,4 @@
-"""Proposes commands of this node until they are applied, each once, whoever leads meanwhile.
+"""Proposes commands of this node until they are committed, each applied once, whoever leads meanwhile.
 
 The node has one session in the replicated state, and every command a number in it. So whatever is not known to have
 happened is proposed again under the same number, to whoever leads then: it takes effect once, and its first reply comes
@@ -68,7 +68,7 @@ class Proposer(Generic[CommandT]):
         driver.on_new_leader.append(self._give_up_others)
 
     async def propose(self, command: CommandT, *, seconds: float) -> Done:
-        """Have a command applied, and return where and with what reply; in so many seconds at most.
+        """Have a command committed, and return where and with what reply; in so many seconds at most.
 
         Raises Retryable if that was too short and the command is in no log, Refused if the leader does not take it;
         OutcomeUnknown if it may be there, or if the session expired in between.
@@ -130,7 +130,7 @@ class Proposer(Generic[CommandT]):
             self._opening.release()
 
     async def _until_done(self, data: bytes, attempt: _Attempt) -> Done:
-        """Propose the same bytes until they are applied."""
+        """Propose the same bytes until they are committed."""
         driver = self._driver
         while True:
             known = driver.standing.leader

@@ -24,6 +24,8 @@ def connect_to_write(path: Path, migrations: Sequence[Migration]) -> sqlite3.Con
         # A checkpoint that SQLite makes by itself hides its errors, and after a sync that failed the next one may
         # succeed although pages were lost.
         connection.execute("PRAGMA wal_autocheckpoint = 0")
+        # What a statement of many rows may have to take back goes to a file of its own otherwise, on another disk.
+        connection.execute("PRAGMA temp_store = MEMORY")
         prepare(connection, path, migrations)
     except BaseException:
         connection.close()

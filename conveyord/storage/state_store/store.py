@@ -27,7 +27,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,7 +154,10 @@ class StateStore:
                 done = self._run(entries, execute)
                 self._connection.execute("COMMIT")
             self._tried, self._place = None, done.place
-            with self._failing():
+            with (
+                suppress(StorageFull),
+                self._failing(),
+            ):  # what was applied is in the WAL, which grows until there is room
                 self._checkpoint()
             return done.replies
 
@@ -178,7 +181,16 @@ class StateStore:
             self._tried = None
             with self._failing():
                 self._connection.execute("ROLLBACK")
-                load_sessions(self._connection, self._sessions)  # they learned of it in memory
+            self._unlearn()
+
+    def _unlearn(self) -> None:
+        """What the sessions learned in memory was taken back: read them again. Without them nothing can go on."""
+        try:
+            with self._failing():
+                load_sessions(self._connection, self._sessions)
+        except StorageFull as error:
+            self._failed = str(error)
+            raise
 
     def switch(self, mark: Mark) -> None:
         """Make the snapshot that is staged for `mark` the state; it is on disk when this returns.
@@ -327,8 +339,8 @@ class StateStore:
             with self._failing():
                 if self._connection.in_transaction:  # SQLite has rolled back by itself after some errors
                     self._connection.execute("ROLLBACK")
-                if isinstance(error, StorageFull):
-                    load_sessions(self._connection, self._sessions)
+            if isinstance(error, StorageFull):
+                self._unlearn()
             raise
 
     @contextmanager

@@ -10,9 +10,9 @@ def test_the_entry_of_its_term_answers_a_proposal_and_another_one_loses_it() -> 
     proposals.accepted(1, index=5, term=2)
     proposals.accepted(2, index=6, term=2)
     proposals.accepted(3, index=5, term=4)  # it led again, and the entry of term 2 is gone
-    assert proposals.applied(4, 1) == ([], [])
-    assert proposals.applied(5, 4) == ([3], [1])
-    assert proposals.applied(6, 3) == ([], [2])
+    assert proposals.committed(4, 1) == ([], [])
+    assert proposals.committed(5, 4) == ([3], [1])
+    assert proposals.committed(6, 3) == ([], [2])
     assert len(proposals) == 0
 
 
@@ -21,4 +21,4 @@ def test_of_what_a_snapshot_stands_for_the_outcome_is_unknown() -> None:
     for number, index in enumerate((5, 6, 9)):
         proposals.accepted(number, index, term=1)
     assert sorted(proposals.skipped(6)) == [0, 1]
-    assert proposals.applied(9, 1) == ([2], [])
+    assert proposals.committed(9, 1) == ([2], [])

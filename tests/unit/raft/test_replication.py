@@ -149,6 +149,20 @@ def test_what_is_likely_ends_where_the_oldest_write_does() -> None:
     assert leader.likely == [(b"1",), (b"2",)]
 
 
+def test_entries_of_another_leader_are_not_tried_out() -> None:
+    """They may be of a newer program; who does not understand them must not stop until they are committed."""
+    cluster = Cluster(loaded={"a": loaded(1, 1, 1)})
+    cluster.cut = lambda message: isinstance(message, Append)
+    cluster.elect("a")
+    cluster.propose("a", b"own")
+    assert cluster["a"].node.state.log.last == 5
+    assert cluster["a"].likely == []
+    cluster.cut = lambda message: False
+    cluster.wait(T)
+    cluster.propose("a", b"next")
+    assert cluster["a"].likely[-1] == (b"next",)
+
+
 def test_nothing_is_likely_where_another_leads() -> None:
     cluster = Cluster()
     cluster.elect("a")
