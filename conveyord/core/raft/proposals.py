@@ -5,7 +5,7 @@
 | done, with the index and the reply | `committed` names its number first: the entry at its index is its own |
 | not leader, with who leads | `messages.NotLeader`: it is in no log |
 | dropped: safe to propose anew | `messages.Dropped`; or `committed` names it second: its place is another's for good |
-| outcome unknown: again under the same number | `skipped` names it; or this node ends, or nothing comes in time |
+| outcome unknown: again under the same number | `skipped` or `beyond` names it; this node ends; nothing comes in time |
 """
 
 from __future__ import annotations
@@ -46,4 +46,11 @@ class Proposals:
     def skipped(self, index: int) -> list[int]:
         """A snapshot stands for everything up to `index`: the numbers whose outcome is unknown."""
         gone = [at for at in self._slots if at <= index]
+        return [slot.number for at in gone for slot in self._slots.pop(at)]
+
+    def beyond(self, last: int) -> list[int]:
+        """The log was cut, and ends at `last`: the numbers that were put behind it. What is there once may be long in
+        coming, and others may have their entries still.
+        """
+        gone = [at for at in self._slots if at > last]
         return [slot.number for at in gone for slot in self._slots.pop(at)]

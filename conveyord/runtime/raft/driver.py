@@ -72,7 +72,8 @@ MESSAGES_MAX = 10_000  # of others that wait for a turn; Raft tolerates that mor
 BEHIND_SECONDS = 0.01
 TICK = Tick()
 ENDED = "this node has ended"
-TAKEN = "an entry of another leader took its place; propose it anew"
+TAKEN = "another leader's entry took its place; propose it anew"
+CUT = "another leader's log took the place of the end of this one; propose it again"
 
 Answer = Callable[[Outcome], None]
 
@@ -356,6 +357,9 @@ class Driver:
             readers.is_ready.set()
         if ready.write is not None:
             self._disk.write(ready.write)
+            if ready.write.truncate_from is not None:
+                for number in self._proposals.beyond(self._node.state.log.last):
+                    self._answer(number, Unknown(CUT))
         for fetch in ready.fetches:
             self._disk.fetch(fetch)
         for peer in ready.snapshots:
@@ -431,7 +435,7 @@ class Driver:
         for number in answered:
             self._answer(number, Done(entry.index, reply))
         for number in lost:
-            self._answer(number, Dropped(number, "another leader's entry took its place; propose it anew", None))
+            self._answer(number, Dropped(number, TAKEN, None))
 
     def _on_written(self, persisted: Persisted) -> None:
         self._mail.append(persisted)

@@ -101,6 +101,25 @@ async def test_a_leader_that_is_cut_off_confirms_nothing_and_another_takes_over(
         assert isinstance(await written(new, session, 2, 1, 2), Done), "it is safe to propose anew"
 
 
+async def test_who_proposed_to_a_leader_that_was_cut_off_is_told_when_it_is_back(tmp_path: Path) -> None:
+    async with cluster(tmp_path, *NAMES) as rig:
+        old = await rig.leader()
+        session = await opened(old)
+        rig.wires.cut_off(old.node_id)
+        outcomes = list[Outcome]()
+        for number in range(1, 6):
+            old.propose(command(session, number, 1, ("write", 1, number)), outcomes.append)
+            await old.until(lambda _: old._node.state.log.last > old.standing.commit)
+        await rig.leader(but=old.node_id)
+        assert outcomes == []
+        rig.wires.cuts.clear()
+        with trio.fail_after(WAIT_SECONDS):
+            while len(outcomes) < 5:
+                await trio.sleep(0.01)
+        assert {type(outcome) for outcome in outcomes} == {Dropped, Unknown}
+        await rig.agree({})
+
+
 async def test_what_was_answered_outlives_that_all_nodes_are_stopped(tmp_path: Path) -> None:
     async with cluster(tmp_path, *NAMES) as rig:
         members = list(rig.wires.members.values())

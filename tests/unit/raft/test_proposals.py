@@ -22,3 +22,13 @@ def test_of_what_a_snapshot_stands_for_the_outcome_is_unknown() -> None:
         proposals.accepted(number, index, term=1)
     assert sorted(proposals.skipped(6)) == [0, 1]
     assert proposals.committed(9, 1) == ([2], [])
+
+
+def test_of_what_lies_behind_the_end_of_a_log_that_was_cut_the_outcome_is_unknown() -> None:
+    proposals = Proposals()
+    for number, index in enumerate((5, 6, 7, 9)):
+        proposals.accepted(number, index, term=1)
+    assert sorted(proposals.beyond(6)) == [2, 3]
+    assert proposals.beyond(6) == []
+    assert proposals.committed(6, 2) == ([], [1])
+    assert proposals.committed(5, 1) == ([0], [])
