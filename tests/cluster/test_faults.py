@@ -23,6 +23,7 @@ from tests.cluster.processes import NodeProcess, Processes, processes, until
 from tests.runtime.rpc.node_certificates import NodeAuthority
 
 VOTER = ("voter", "ready")
+TROUBLE_SECONDS = 12.0  # of trouble in one life: half a dozen kills, freezes or cuts
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and network namespaces need root")
 
@@ -39,13 +40,12 @@ def lived_through(
     made: Processes,
     names: str,
     random: Random,
-    seconds: float,
     troubles: Callable[[NodeProcess], list[Callable[[], None]]],
 ) -> Clients:
     """One trouble after the other, each of one node, while clients ask; then all is well again."""
     clients = Clients(list(made.nodes.values()) * 2, random.randrange(2**32))
     clients.start()
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + TROUBLE_SECONDS
     try:
         while time.monotonic() < deadline:
             trouble, mend = troubles(made.nodes[random.choice(names)])
@@ -73,9 +73,9 @@ def test_nodes_are_killed_and_frozen(tmp_path: Path, names: str, seed: int) -> N
 
     with processes(tmp_path) as made:
         made.found(names)
-        clients = lived_through(made, names, random, 20.0, troubles)
+        clients = lived_through(made, names, random, troubles)
         clients.check()
-        assert clients.answered > 200, (clients.answered, clients.unknown, clients.refused)
+        assert clients.answered > 100, (clients.answered, clients.unknown, clients.refused)
 
 
 @pytest.mark.check
@@ -97,12 +97,12 @@ def test_connections_to_nodes_hang_and_end(tmp_path: Path, seed: int) -> None:
 
         try:
             made.found("abc")
-            clients = lived_through(made, "abc", random, 20.0, troubles)
+            clients = lived_through(made, "abc", random, troubles)
         finally:
             for proxy in proxies.values():
                 proxy.close()
         clients.check()
-        assert clients.answered > 200, (clients.answered, clients.unknown, clients.refused)
+        assert clients.answered > 100, (clients.answered, clients.unknown, clients.refused)
 
 
 @contextmanager
@@ -165,6 +165,6 @@ def test_nodes_are_cut_off_from_the_network(tmp_path: Path) -> None:
             return [partial(run, "ip", "link", "set", link, state) for state in ("down", "up")]
 
         made.found("abc")
-        clients = lived_through(made, "abc", random, 20.0, troubles)
+        clients = lived_through(made, "abc", random, troubles)
         clients.check()
-        assert clients.answered > 150, (clients.answered, clients.unknown, clients.refused)
+        assert clients.answered > 100, (clients.answered, clients.unknown, clients.refused)

@@ -75,7 +75,11 @@ async def test_a_node_keeps_the_contract(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seed", "seconds"),
-    [(1, 3.0), *(pytest.param(seed, 40.0, marks=pytest.mark.check) for seed in (2, 3))],
+    [
+        (1, 3.0),
+        *(pytest.param(seed, 20.0, marks=pytest.mark.check) for seed in (2, 3)),
+        *(pytest.param(seed, 300.0, marks=[pytest.mark.soak, pytest.mark.timeout(600)]) for seed in (4, 5)),
+    ],
 )
 async def test_histories_are_linearizable(tmp_path: Path, seed: int, seconds: float) -> None:
     async with workbench(tmp_path, NAMES, seed) as bench:
