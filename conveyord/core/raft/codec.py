@@ -72,6 +72,6 @@ def decode(data: bytes) -> Message:
         raise Refused(f"a Raft message of kind {number} came, this conveyord knows {len(KINDS)}; upgrade this node")
     try:
         row = _decoders[number].decode(memoryview(data)[1:])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Refused(f"what came as a Raft message is none: {error}") from error
     return KINDS[number](*[getattr(row, name) for name in _names[number]])

@@ -101,6 +101,7 @@ READS = {
 @pytest.mark.parametrize("name", READS)
 def test_a_reading_verb_prints(cluster: Cluster, name: str, output: str) -> None:
     arguments = [*READS[name].split(), "-o", output]
+    cluster.done("config", "list")  # linearizable: the state has what was written until now
     said = cluster.call(*arguments)
     assert said.code == 0, said.err
     cluster.check(f"{name}-{output}", arguments, said)

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from conveyord.core.errors import Refused
@@ -59,6 +59,7 @@ def test_fields_of_a_newer_version_are_passed_over() -> None:
 
 
 @given(st.binary(max_size=40))
+@example(b"\x00\x97\xa1\x80")  # a name that is no UTF-8
 def test_anything_else_is_refused(data: bytes) -> None:
     with suppress(Refused):
         found = decode(data)
