@@ -83,10 +83,10 @@ def _open(settings: NodeSettings, identity: Identity, founders: frozenset[NodeId
         )
         try:
             return _Opened(log, store, log.load(store.mark.index))
-        except BaseException:
+        except BaseException:  # whatever it is, cancellation included: nothing is held, and it goes on
             store.close()
             raise
-    except BaseException:
+    except BaseException:  # likewise
         log.close()
         raise
 
