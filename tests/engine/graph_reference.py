@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -175,7 +176,8 @@ LOOKUP = {"reference": {"type": "csv", "path": str(WORDS_FILE)}, "on": ["v"], "c
 class Item:
     """One entry of the menu of transforms. `{name}` in an option becomes the stage's number.
 
-    outputs: those beside the main one. marks: it adds columns of fixed names, so that two in a row are refused.
+    outputs: those beside the main one. marks: a column or field of a fixed name that it adds. Where that is there
+    already it is refused, so no two of a graph add the same.
     """
 
     type: str
@@ -184,7 +186,7 @@ class Item:
     tells_origin: bool = True
     may_fail: bool = False
     outputs: tuple[str, ...] = ()
-    marks: bool = False
+    marks: str = ""
 
 
 MENU: tuple[Item, ...] = (
@@ -215,7 +217,7 @@ MENU: tuple[Item, ...] = (
     Item("map", {"columns": {"{name}": "10 / (v - 2)"}}, lambda name: _divided(name, lambda v: v - 2), may_fail=True),
     Item("project", {"columns": ["n", "k", "v", "o.x"], "on_missing": "ignore"}, lambda _: _project),
     Item("project", {"drop": ["o"], "on_missing": "ignore"}, lambda _: _without_nested),
-    Item("rename", {"columns": {"o.x": "y"}, "on_missing": "ignore"}, lambda _: _rename),
+    Item("rename", {"columns": {"o.x": "y"}, "on_missing": "ignore"}, lambda _: _rename, marks="o.y"),
     Item("cast", {"columns": {"n": "int", "v": "int"}}, lambda _: _same),
     Item(
         "clean_data",
@@ -230,13 +232,13 @@ MENU: tuple[Item, ...] = (
     ),
     Item("validate", {"columns": {"v": {"max": 6}}}, lambda _: _validate("dead_letter"), may_fail=True),
     Item("validate", {"columns": {"v": {"max": 6}}, "on_invalid": "drop"}, lambda _: _validate("drop")),
-    Item("validate", {"columns": {"v": {"max": 6}}, "on_invalid": "tag"}, lambda _: _validate("tag"), marks=True),
+    Item("validate", {"columns": {"v": {"max": 6}}, "on_invalid": "tag"}, lambda _: _validate("tag"), marks="_errors"),
     Item(
         "validate",
         {"columns": {"v": {"max": 6}}, "on_invalid": "route"},
         lambda _: _validate("route"),
         outputs=("invalid",),
-        marks=True,
+        marks="_errors",
     ),
     Item("split", {"outputs": SPLIT}, lambda _: _split("first"), may_fail=True, outputs=tuple(SPLIT)),
     Item("split", {"outputs": SPLIT, "mode": "all"}, lambda _: _split("all"), may_fail=True, outputs=tuple(SPLIT)),
@@ -260,7 +262,7 @@ MENU: tuple[Item, ...] = (
         "rate_limit",
         {"rows_per_second": 1e9, "on_excess": "tag"},
         lambda _: _changed(lambda _: {"_rate_limited": False}),
-        marks=True,
+        marks="_rate_limited",
     ),
 )
 
@@ -281,7 +283,8 @@ def outputs_of(stages: list[Stage]) -> dict[str, tuple[str, ...]]:
 
 
 def _marks_once(stages: list[Stage]) -> bool:
-    return sum(item_of(each).marks for each in stages if each.kind == "transform") <= 1
+    marks = [item_of(each).marks for each in stages if each.kind == "transform" and item_of(each).marks]
+    return len(marks) == len(set(marks))
 
 
 def item_of(stage: Stage) -> Item:
@@ -311,10 +314,14 @@ class Expected:
 
 
 def plain(row: Row) -> tuple[Any, ...]:
-    """A row as something that can be counted: columns without nulls, and nested ones as if they were flat."""
+    """A row as something that can be counted: columns without nulls, and nested ones as if they were flat.
+
+    Flattening rows of which some are flat already numbers the second column of a name: `o_x_2` counts as `o_x`.
+    """
     values = {name: value for name, value in row.items() if value is not None and name != "o" and name[:2] != "o_"}
-    nested = {(name, value) for name, value in (row.get("o") or {}).items() if value is not None}
-    nested |= {(name[2:], value) for name, value in row.items() if name[:2] == "o_" and value is not None}
+    nested = [(name, value) for name, value in (row.get("o") or {}).items() if value is not None]
+    flat = {name[2:]: value for name, value in row.items() if name[:2] == "o_" and value is not None}
+    nested += [(re.sub(r"_\d+$", "", name), value) for name, value in flat.items()]
     return (*sorted(values.items()), *sorted(nested))
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conveyord.core.pipeline.graph import Pipeline
 from tests.engine.graph_reference import Expected, alike, delivered, expected, pipelines, tables
-from tests.engine.graph_rig import Outcome, Row, World, run_now
+from tests.engine.graph_rig import Outcome, Row, World, numbered, pipeline, run_now, sink, source, transform
 
 # A graph takes a tenth of a second, several that share stages half of one.
 MANY = settings(max_examples=settings().max_examples // 4)
@@ -43,6 +44,17 @@ def check(world: World, pipe: Pipeline, outcome: Outcome, reference: Expected) -
         assert letters == told
 
 
+def twice(type_name: str, **options: Any) -> Pipeline:
+    """What a stage made of rows meets the same rows as they were, and both go through the like of it."""
+    stages = [
+        source("s0", table="table0", partitions=1),
+        transform("t0", type_name, **options),
+        transform("t1", type_name, **options),
+        sink("k0"),
+    ]
+    return pipeline(stages, [("s0", "t0"), ("s0", "t1"), ("t0", "t1"), ("t1", "k0")])
+
+
 def _is_told(pipe: Pipeline, key: str, reference: Expected) -> bool:
     """Whether at the stage of a letter it is known which record a row came from."""
     name = key.removesuffix("/edges")
@@ -59,12 +71,22 @@ def _is_told(pipe: Pipeline, key: str, reference: Expected) -> bool:
     st.integers(1, 3),
     st.one_of(st.none(), st.integers(0, 999)),
 )
+@example({"table0": numbered(1)}, twice("json_flatten"), 1, 1, None)  # its second column gets a number
 def test_whatever_validates_runs_and_delivers_what_the_reference_does(
     data: dict[str, list[Row]], pipe: Pipeline, capacity: int, threads: int, seed: int | None
 ) -> None:
     world = World(data, delays=None if seed is None else Random(seed))
     outcome = in_a_directory(world, [pipe], capacity=capacity, threads=threads)
     check(world, pipe, outcome, expected(pipe, data))
+
+
+def test_a_field_that_meets_itself_renamed_is_refused_its_name() -> None:
+    """Why `pipelines` renames once at most: which columns a batch has, a reference by rows does not know."""
+    world = World({"table0": numbered(1)})
+    outcome = in_a_directory(world, [twice("rename", columns={"o.x": "y"}, on_missing="ignore")])
+    [(stage, error)] = outcome.failed()
+    assert (stage, error.split(";")[0]) == ("t1", "rename: 'o.x' and 'o.y' would both be called 'y'")
+    assert world.kept("default/p", "k0").rows == []
 
 
 @FEW

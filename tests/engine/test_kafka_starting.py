@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from conveyord.core.errors import ConfigError, Refused
@@ -124,13 +124,20 @@ OFFSETS = st.integers(0, 30)
     OFFSETS,
     st.one_of(st.none(), OFFSETS),
 )
+@example([0], [0, 0], 0, 1)  # only the group is beyond the end
 def test_every_offset_is_read_skipped_told_as_gone_or_held_by_every_sink(
     held: list[int | None], extent: list[int], first: int, handed_over: int | None
 ) -> None:
+    """What lies beyond the end is refused, whoever says that it is there: sinks, the group or the definition."""
     first_there, end = extent
     known = [at for at in held if at is not None]
-    assume(max(known, default=0) <= end)
-    assume(known or (first if handed_over is None else handed_over) <= end)
+    said = (0 if known else first) if handed_over is None else handed_over
+    furthest = max(known, default=0)
+    if max(said, furthest) > end:
+        refusal, beyond = (Refused, furthest) if furthest > end else (ConfigError, said)
+        with pytest.raises(refusal, match=f"offset {beyond}, but the partition ends at {end};"):
+            began(fences(*held), Extent(first_there, end), first=first, handed_over=handed_over)
+        return
     found = began(fences(*held), Extent(first_there, end), first=first, handed_over=handed_over)
     wanted_from = [first if at is None else at for at in held]
     if known:
