@@ -41,9 +41,9 @@ from conveyord.runtime.rpc.limits import Counters, Limits
 from conveyord.runtime.rpc.server import RpcServer
 from conveyord.storage.raft_log.log import RaftLog
 from conveyord.storage.state.execute import Executor
-from conveyord.storage.state.replica import StateReplica
 from conveyord.storage.state.schema import MIGRATIONS
 from conveyord.storage.state_store.receiving import SnapshotReceiver
+from conveyord.storage.state_store.replica import Replica
 from conveyord.storage.state_store.store import StateStore
 
 OPTIONS = Options(election_timeout_seconds=1.0, heartbeat_seconds=0.2)
@@ -77,11 +77,11 @@ class SlowLog:
         time.sleep(self._delay_seconds + stall_seconds)
 
 
-class Watched(StateReplica):
+class Watched(Replica):
     """A replica that tells when a snapshot was taken, or came."""
 
     def __init__(self, store: StateStore, executor: Executor, busy: Intervals) -> None:
-        super().__init__(store, executor)
+        super().__init__(store, executor.execute)
         self._busy = busy
         self.coming_since = 0.0
 

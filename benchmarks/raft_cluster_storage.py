@@ -36,8 +36,8 @@ from conveyord.core.state.machine import MACHINE
 from conveyord.core.state.proposing import Request, SessionWriter
 from conveyord.storage.raft_log.log import RaftLog
 from conveyord.storage.state.execute import Executor
-from conveyord.storage.state.replica import StateReplica
 from conveyord.storage.state.schema import MIGRATIONS
+from conveyord.storage.state_store.replica import Replica
 from conveyord.storage.state_store.store import StateStore
 
 BATCH = 256
@@ -69,7 +69,7 @@ def node(home: Path, seconds: float, delay_seconds: float) -> None:
     log.found(Membership(frozenset("n")))
     store = StateStore.open(home / "state", base=log.base, membership=log.membership, migrations=MIGRATIONS)
     log.load(0)
-    state = StateReplica(store, Executor())
+    state = Replica(store, Executor().execute)
     written = Queue[Sequence[Entry] | None](AHEAD)
 
     def apply_all() -> None:

@@ -24,7 +24,7 @@ import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -77,18 +77,26 @@ def log(count: int) -> list[Entry]:
     return entries
 
 
-def put(cursor: sqlite3.Cursor, _: Sessions, entry: Entry) -> bytes:
-    """One row."""
+def put(cursor: sqlite3.Cursor, _: Sessions, entries: Sequence[Entry]) -> list[bytes]:
+    """A row for each."""
+    return [_put(cursor, entry) for entry in entries]
+
+
+def put_in_session(cursor: sqlite3.Cursor, sessions: Sessions, entries: Sequence[Entry]) -> list[bytes]:
+    """A row for each, by clients that wait for each reply."""
+    return [_put_in_session(cursor, sessions, entry) for entry in entries]
+
+
+def _put(cursor: sqlite3.Cursor, entry: Entry) -> bytes:
     cursor.execute(PUT, (entry.index * 7919 % KEYS, entry.data))
     return b"ok"
 
 
-def put_in_session(cursor: sqlite3.Cursor, sessions: Sessions, entry: Entry) -> bytes:
-    """One row, by a client that waits for each reply."""
+def _put_in_session(cursor: sqlite3.Cursor, sessions: Sessions, entry: Entry) -> bytes:
     if entry.index <= CLIENTS:
         return b"%d" % sessions.register(entry.index)
     number, client = divmod(entry.index, CLIENTS)
-    return sessions.apply(client + 1, number, number, lambda: put(cursor, sessions, entry))
+    return sessions.apply(client + 1, number, number, lambda: _put(cursor, entry))
 
 
 # ------------------------------------------------------------------------------ applies

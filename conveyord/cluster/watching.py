@@ -13,7 +13,7 @@ from conveyord.core.raft.types import Entry, Mark
 from conveyord.core.state.rows import TOPICS
 from conveyord.runtime.raft.driver import Driver
 from conveyord.storage.state.execute import Executor
-from conveyord.storage.state.replica import StateReplica
+from conveyord.storage.state_store.replica import Replica
 from conveyord.storage.state_store.snapshot_file import SnapshotFile
 from conveyord.storage.state_store.store import StateStore
 
@@ -21,11 +21,11 @@ WAITERS_MAX = 10_000
 
 
 class WatchedState:
-    """A state as the driver uses it. It remembers which topics were changed. Threads are those of `StateReplica`."""
+    """A state as the driver uses it. It remembers which topics were changed. Threads are those of `Replica`."""
 
     def __init__(self, store: StateStore) -> None:
         self._executor = Executor()
-        self._replica = StateReplica(store, self._executor)
+        self._replica = Replica(store, self._executor.execute)
         self._touched: deque[dict[str, int]] = deque()
 
     @property

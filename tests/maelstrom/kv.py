@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -24,8 +25,12 @@ def make_values(database: Database) -> None:
 MIGRATIONS = (make_values,)
 
 
-def execute(cursor: sqlite3.Cursor, sessions: Sessions, entry: Entry) -> bytes:
-    """What the state store calls for every entry."""
+def execute(cursor: sqlite3.Cursor, sessions: Sessions, entries: Sequence[Entry]) -> list[bytes]:
+    """What the state store calls."""
+    return [_execute(cursor, sessions, entry) for entry in entries]
+
+
+def _execute(cursor: sqlite3.Cursor, sessions: Sessions, entry: Entry) -> bytes:
     if entry.kind is not Kind.COMMAND:
         return b""
     parts = msgpack.unpackb(entry.data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -111,11 +111,12 @@ def test_entries_of_another_log_are_refused_and_change_nothing(store: StateStore
 def test_a_full_disk_takes_nothing_and_the_same_entries_are_applied_when_there_is_room(store: StateStore) -> None:
     advance(store, 10)
 
-    def filling(cursor: sqlite3.Cursor, sessions: Sessions, entry: Entry) -> bytes:
-        reply = state.execute(cursor, sessions, entry)
+    def filling(cursor: sqlite3.Cursor, sessions: Sessions, some: Sequence[Entry]) -> list[bytes]:
+        replies = state.execute(cursor, sessions, some)
         cursor.execute("CREATE TABLE IF NOT EXISTS ballast (data)")
-        cursor.execute("INSERT INTO ballast VALUES (zeroblob(100000))")
-        return reply
+        for _ in some:
+            cursor.execute("INSERT INTO ballast VALUES (zeroblob(100000))")
+        return replies
 
     state = KvState()
     (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
@@ -134,11 +135,9 @@ def fresh(index: int) -> Machine:
 
 
 def test_after_an_error_nothing_is_applied_and_everything_refused_until_the_next_start(data_dir: Path) -> None:
-    def failing(cursor: sqlite3.Cursor, sessions: Sessions, entry: Entry) -> bytes:
-        KvState().execute(cursor, sessions, entry)
-        if entry.index == 15:
-            raise ZeroDivisionError("a bug")
-        return b""
+    def failing(cursor: sqlite3.Cursor, sessions: Sessions, some: Sequence[Entry]) -> list[bytes]:
+        KvState().execute(cursor, sessions, some)
+        raise ZeroDivisionError("a bug")
 
     with closing(open_store(data_dir)) as store:
         advance(store, 10)
@@ -173,8 +172,9 @@ def test_an_error_of_the_disk_is_never_followed_by_another_try(
 
 def test_the_wal_stays_small_but_while_a_reader_needs_it(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = 200_000
-    monkeypatch.setattr(store_module, "WAL_BYTES", limit)
-    store._checkpoint_at_bytes = limit
+    monkeypatch.setattr(store_module, "WAL_FRAMES", limit // 4_096)
+    store._connection.execute(f"PRAGMA journal_size_limit = {limit}")
+    store._checkpoint_at_frames = limit // 4_096
     wal = store.path.with_name("state.db-wal")
     sizes = list[int]()
     for end in range(1, 100):
@@ -202,11 +202,11 @@ def test_a_checkpoint_that_finds_no_room_waits_for_the_next(store: StateStore, m
             raise error
 
     advance(store, 10)
-    store._checkpoint_at_bytes = 0
+    store._checkpoint_at_frames = 1
     with monkeypatch.context() as patch:
         patch.setattr(store, "_connection", Full())
         store._checkpoint()
-    assert store._checkpoint_at_bytes > store_module.WAL_BYTES
+    assert store._checkpoint_at_frames > store_module.WAL_FRAMES
     advance(store, 20)
 
 
@@ -221,7 +221,7 @@ def test_what_was_applied_stays_so_if_the_file_cannot_be_written_then(
         raise error
 
     advance(store, 10)
-    store._checkpoint_at_bytes = 0
+    store._checkpoint_at_frames = 1
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "checkpoint", refused)
         advance(store, 20)
@@ -264,7 +264,7 @@ with open(sys.argv[1], "r+b") as file:
 def test_a_reader_that_keeps_entries_from_being_applied_for_a_moment_is_waited_for(store: StateStore) -> None:
     """One that finds the head of the WAL half written takes SQLite's lock for writing to it, `mode=ro` or not, and
     looks again. Here another process holds it until it is told, and a little longer."""
-    store._checkpoint_at_bytes = 0
+    store._checkpoint_at_frames = 1
     advance(store, 10)
     script = [sys.executable, "-c", HOLD_WRITE_LOCK, f"{store.path}-shm"]
     with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
@@ -282,9 +282,9 @@ def test_a_checkpoint_waits_for_no_reader(data_dir: Path, monkeypatch: pytest.Mo
     with closing(open_store(data_dir)) as store, store.reader() as reader, transaction(reader.connection, "BEGIN"):
         reader.mark()
         advance(store, 10)
-        store._checkpoint_at_bytes = 0
+        store._checkpoint_at_frames = 1
         advance(store, 20)
-        assert store._checkpoint_at_bytes > store_module.WAL_BYTES
+        assert store._checkpoint_at_frames > store_module.WAL_FRAMES
         assert store.snapshots.take().mark == mark_of(20)
 
 

@@ -148,8 +148,9 @@ class Log:
                     f"terms agree; one of the two disks is damaged: run `conveyordctl raft verify` on both"
                 )
             previous = chain
-        for entry in entries:
-            self._run(entry.index, entry.term)
+        if entries and entries[-1].term != self.last_term:  # terms never fall, so no other has a new one either
+            for entry in entries:
+                self._run(entry.index, entry.term)
         self._push(entries)
 
     def _push(self, entries: Sequence[Entry]) -> None:

@@ -7,7 +7,8 @@ matter; it drops what is foreign before it gets here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from conveyord.core.raft.membership import Change, Membership
 from conveyord.core.raft.types import Entry, HardState, Mark, NodeId
@@ -258,11 +259,11 @@ class Write:
     install: Install | None
 
 
-class Accepted(NamedTuple):
+class Accepted(Struct, frozen=True, gc=False):
     """A proposal is in the leader's log, at this index and term. It is not committed yet."""
 
     number: int
-    index: int  # type: ignore[assignment]  # as in `Entry`
+    index: int
     term: int
 
 

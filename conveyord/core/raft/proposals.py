@@ -10,10 +10,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from msgspec import Struct
 
 
-class Slot(NamedTuple):
+class Slot(Struct, frozen=True, gc=False):
     """Where a proposal was put, and its number."""
 
     term: int
@@ -24,24 +24,24 @@ class Proposals:
     """The proposals of this node that wait. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._slots: dict[int, list[Slot]] = {}
+        self._slots: dict[int, tuple[Slot, ...]] = {}
 
-    def __len__(self) -> int:
-        return sum(map(len, self._slots.values()))
-
-    def __bool__(self) -> bool:
-        return bool(self._slots)
+    def waits_for(self, index: int) -> bool:
+        """Whether any was put at `index` or before it."""
+        return any(at <= index for at in self._slots)
 
     def accepted(self, number: int, index: int, term: int) -> None:
         """A proposal is in the log. An index may be taken again in a later term."""
-        self._slots.setdefault(index, []).append(Slot(term, number))
+        slot = (Slot(term, number),)
+        self._slots[index] = slot if index not in self._slots else self._slots[index] + slot
 
-    def committed(self, index: int, term: int) -> tuple[list[int], list[int]]:
+    def committed(self, index: int, term: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The entry at `index` is committed: the numbers that it answers, and those that are lost."""
         slots = self._slots.pop(index, ())
         if len(slots) == 1 and slots[0].term == term:
-            return [slots[0].number], []  # as nearly always
-        return [slot.number for slot in slots if slot.term == term], [s.number for s in slots if s.term != term]
+            return (slots[0].number,), ()  # as nearly always
+        ours = tuple(slot.number for slot in slots if slot.term == term)
+        return ours, tuple(slot.number for slot in slots if slot.term != term)
 
     def skipped(self, index: int) -> list[int]:
         """A snapshot stands for everything up to `index`: the numbers whose outcome is unknown."""

@@ -231,8 +231,9 @@ def _check_committed(state: State, message: Append, known: int) -> None:
 def take(state: State, entries: Sequence[Entry]) -> None:
     """Add entries to the log; a membership among them is in force from now on."""
     state.log.extend(entries)
+    membership = Kind.MEMBERSHIP
     for entry in entries:
-        if entry.kind == Kind.MEMBERSHIP:
+        if entry.kind is membership:
             state.memberships.appended(entry.index, decode(entry.data))
 
 

@@ -64,11 +64,13 @@ class _Session:
 
     def free(self, floor: int) -> None:
         """Forget the replies below `floor`. Where numbers come in turn it costs what is freed, not what is kept."""
-        if floor - self.floor <= len(self.replies):
-            for number in range(self.floor, floor):
-                self.replies.pop(number, None)
+        replies, number = self.replies, self.floor
+        if floor - number <= len(replies):
+            while number < floor:
+                replies.pop(number, None)
+                number += 1
         else:
-            self.replies = {at: reply for at, reply in self.replies.items() if at >= floor}
+            self.replies = {at: reply for at, reply in replies.items() if at >= floor}
         self.floor = floor
 
 
@@ -107,18 +109,20 @@ class Sessions:
         if found is None:
             raise SessionExpired(f"session {session} has expired; register anew, and look before proposing again")
         self._use(session, found)
-        if number < found.floor:
+        floor = found.floor
+        if number < floor:
             raise SessionExpired(f"session {session}: the reply to command {number} was acknowledged and is gone")
         if number in found.replies:
             return found.replies[number]
-        if ack_below > found.floor:
+        if ack_below > floor:
             found.free(min(ack_below, number))
-        if len(found.replies) >= self._window:
+        replies = found.replies
+        if len(replies) >= self._window:
             raise WindowExceeded(
-                f"session {session} has {len(found.replies)} replies that it did not acknowledge, at most "
+                f"session {session} has {len(replies)} replies that it did not acknowledge, at most "
                 f"{self._window}; wait for some of them"
             )
-        reply = found.replies[number] = execute()
+        reply = replies[number] = execute()
         found.fresh.append(number)
         return reply
 

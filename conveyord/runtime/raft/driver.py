@@ -345,9 +345,10 @@ class Driver:
             self._transport.send(message)
         if ready.messages:
             self._transport.flush()
+        accepted = self._proposals.accepted
         for answer in ready.answers:
             if isinstance(answer, Accepted):
-                self._proposals.accepted(answer.number, answer.index, answer.term)
+                accepted(answer.number, answer.index, answer.term)
             else:
                 self._answer(answer.number, answer)
         self._answer_tried()
@@ -411,7 +412,7 @@ class Driver:
         if not entries:
             return
         self.tell(Applied(entries[-1].index))
-        if self._proposals:
+        if self._proposals.waits_for(entries[-1].index):  # none does, where what was tried out was committed
             for entry, reply in zip(entries, replies, strict=True):
                 self._reply(entry, reply)
         self._snapshots.applied(entries[-1].index)

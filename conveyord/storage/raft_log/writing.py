@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import cast
 
 import apsw
@@ -88,7 +89,7 @@ def commit(connection: apsw.Connection, step: Step, *, sweeps: bool) -> bool:
         connection.execute(TRUNCATE, (step.drop_from,))
     is_left = sweeps and _sweep(connection, step)
     if step.entries:
-        insert(connection.execute, INSERT, step.entries)
+        insert(connection.execute, INSERT, list(chain.from_iterable(step.entries)))
     connection.execute(SET_HEAD, row_of(step.head))
     connection.execute("COMMIT")
     return is_left

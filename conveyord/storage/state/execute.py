@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ DONE = "OK"
 
 
 class _Before(NamedTuple):
-    """What was counted before an entry."""
+    """What was counted before a transaction, and the first entry of it."""
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants
     connection: sqlite3.Connection
@@ -36,11 +35,10 @@ class _Before(NamedTuple):
 
 
 class Executor:
-    """Carries entries out, for one store and thread: `store.apply(entries, Executor().execute)`. `StateReplica` does so
-    with less work.
+    """Carries entries out, for one store and thread: `store.apply(entries, Executor().execute)`.
 
-    What it remembers between entries only spares counting rows, and is counted anew when the entries do not follow one
-    another, as after an apply that was taken back.
+    What it remembers between transactions only spares counting rows, and is counted anew when entries do not follow
+    one another. Where they are those of the last transaction, or others in their place, it is what was counted before.
     """
 
     _cursor: sqlite3.Cursor
@@ -57,7 +55,6 @@ class Executor:
         self._next = 0  # the entry that follows what was carried out; 0 if what was counted does not hold
         self._before: _Before | None = None
         self._touched = dict[str, int]()
-        self._writes_from = 0
 
     def take_touched(self) -> dict[str, int]:
         """The topics that entries have changed since the last call, with the index of the last change.
@@ -67,47 +64,36 @@ class Executor:
         touched, self._touched = self._touched, {}
         return touched
 
-    @contextmanager
-    def together(self, first: int, last: int) -> Iterator[None]:
-        """What the entries from `first` to `last` do is written with the last of them.
+    def execute(self, cursor: sqlite3.Cursor, sessions: Sessions, entries: Sequence[Entry]) -> list[bytes]:
+        """Do what `entries` ask for, and return their replies; b"" for an entry that is no command.
 
-        first: of the transaction that they are in, be it a new one or one that is open. If that is taken back, nothing
-        is counted anew when its entries come again, or others in their place.
+        Rows are written at the end, many by one statement. Raises Refused for a command that this program does not
+        know: nothing of the batch is applied, and the node has to stop, as it would differ from the others if it went
+        on.
         """
-        if first == self._next:
-            self._before = _Before(first, self._connection, copy(self._totals))
-        self._writes_from = last
-        try:
-            yield
-        finally:
-            self._writes_from = 0
+        first = entries[0].index
+        if first != self._next or cursor is not self._cursor:
+            self._begin(cursor, first)
+        self._next = 0
+        decode, run, replies = self._codec.decode, self._command, list[bytes]()
+        is_command, is_membership = Kind.COMMAND, Kind.MEMBERSHIP  # not looked up for every entry: that is slow
+        for index, entry in enumerate(entries, first):
+            kind = entry.kind
+            if kind is is_command:
+                replies.append(run(sessions, index, decode(entry.data)))
+                continue
+            if kind is is_membership:
+                self._carry_out(decide_membership(self._tables, index, decode_membership(entry.data)), index)
+                self._evict()
+            replies.append(b"")
+        self._pending.write(cursor)
+        self._next = first + len(entries)
+        return replies
 
-    def execute(self, cursor: sqlite3.Cursor, sessions: Sessions, entry: Entry) -> bytes:
-        """Do what an entry asks for, and return the reply; b"" for an entry that is no command.
-
-        Raises Refused for a command that this program does not know: nothing of the batch is applied, and the node has
-        to stop, as it would differ from the others if it went on.
-        """
-        index, expected, self._next = entry.index, self._next, 0
-        if index != expected or cursor is not self._cursor:
-            self._begin(cursor, index, follows=index == expected)
-        reply = b""
-        if entry.kind is Kind.COMMAND:
-            reply = self._command(sessions, index, self._codec.decode(entry.data))
-        elif entry.kind is Kind.MEMBERSHIP:
-            self._carry_out(decide_membership(self._tables, index, decode_membership(entry.data)), index)
-            self._evict()
-        if index >= self._writes_from:
-            self._pending.write(cursor)
-        self._next = index + 1
-        return reply
-
-    def _begin(self, cursor: sqlite3.Cursor, index: int, *, follows: bool) -> None:
-        """Be ready for entries that come by another cursor. follows: whether what was counted holds, if it is of the
-        same connection.
-        """
+    def _begin(self, cursor: sqlite3.Cursor, index: int) -> None:
+        """Be ready for the entries of a new transaction, from `index` on."""
         connection, before = cursor.connection, self._before
-        is_new = not (follows and connection is self._connection)
+        is_new = index != self._next or connection is not self._connection
         if not is_new:
             self._pending.use(cursor)
         else:
@@ -117,6 +103,7 @@ class Executor:
                 self._totals = Totals(cursor)
             self._pending = Pending(cursor)
             self._touched.clear()  # what is in it was taken back
+        self._before = _Before(index, connection, copy(self._totals))
         self._tables = _Applying(cursor, self._totals, self._pending)
         self._cursor, self._connection = cursor, connection
         if is_new:
@@ -139,9 +126,7 @@ class Executor:
         reply = decision.reply
         self._carry_out(decision, index)
         code = reply.code if isinstance(reply, No) else DONE
-        self._pending.audit.append(
-            (index, at_ms, envelope.actor, self._operations[type(command)], command.target, code)
-        )
+        self._pending.audit += (index, at_ms, envelope.actor, self._operations[type(command)], command.target, code)
         self._totals.audit += 1
         self._evict()
         return encode_reply(reply)
@@ -156,7 +141,7 @@ class Executor:
         for id_, event in enumerate(decision.events, first_event_id(index)):
             topic, key, value = event.topic, event.key, event.value
             size = EVENT_BYTES + len(key) + (len(value) if value is not None else 0)
-            pending.events.append((id_, topic, key, event.kind, size, value))
+            pending.events += (id_, topic, key, event.kind, size, value)
             totals.events += 1
             totals.event_bytes += size
             self._touched[topic] = pending.topics[topic] = index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from itertools import chain
 from typing import Any
 
 from conveyord.core.state.rows import CONFIG, ConfigHead, ConfigRow
@@ -16,8 +17,9 @@ class Pending:
     """For one connection, which nobody else changes; made anew when what it was told of is taken back."""
 
     def __init__(self, cursor: sqlite3.Cursor) -> None:
-        self.events: list[tuple[Any, ...]] = []
-        self.audit: list[tuple[Any, ...]] = []
+        self.events: list[Any] = []
+        """The values of their rows, one after the other; so are those of `audit`."""
+        self.audit: list[Any] = []
         self.topics: dict[str, int] = {}
         """The index of the last event of each."""
         self._tables = Tables(cursor)
@@ -48,13 +50,14 @@ class Pending:
     def write(self, cursor: sqlite3.Cursor) -> None:
         """Write everything."""
         if self._config:
+            rows = [value for row in self._config.values() if row is not None for value in row]
             gone = [(key,) for key, row in self._config.items() if row is None]
-            insert(cursor.execute, PUT[ConfigRow], [row for row in self._config.values() if row is not None])
+            insert(cursor.execute, PUT[ConfigRow], rows)
             cursor.executemany(DELETE[CONFIG], gone)
             self._config.clear()
         insert(cursor.execute, EVENT, self.events)
         insert(cursor.execute, AUDIT, self.audit)
-        insert(cursor.execute, TOPIC, list(self.topics.items()))
+        insert(cursor.execute, TOPIC, list(chain.from_iterable(self.topics.items())))
         self.events, self.audit = [], []
         self.topics.clear()
         # Only here: what is pending must be remembered, as the tables do not know of it, and is larger than its heads.

@@ -10,7 +10,7 @@ import sqlite3
 
 from conveyord.core.state.rows import SettingRow
 from conveyord.core.state.settings import AUDIT_MAX, EVENT_BYTES_MAX, EVENTS_MAX, SETTINGS
-from conveyord.storage.state.schema import EVENTS_PER_INDEX
+from conveyord.storage.state.schema import EVENTS_PER_INDEX, first_event_id
 
 SLACK = 64
 ROWS_MAX = 4_096
@@ -46,20 +46,20 @@ class Totals:
         """The oldest, entry by entry: of one entry all are there or none. Those of the newest stay."""
         kept, kept_bytes = _without_slack(self.events_max), _without_slack(self.event_bytes_max)
         newest = _one(cursor, "SELECT max(id) FROM events")[0] // EVENTS_PER_INDEX
-        events, size, end, gone = self.events, self.event_bytes, 0, 0
-        for id_, bytes_ in cursor.execute("SELECT id, size FROM events ORDER BY id"):
-            index = id_ // EVENTS_PER_INDEX
-            if index >= end:
+        events, size, index, end, gone = self.events, self.event_bytes, 0, 0, 0
+        compacted = dict[str, int]()
+        for id_, bytes_, topic in cursor.execute("SELECT id, size, topic FROM events ORDER BY id"):
+            if id_ >= end:
+                index = id_ // EVENTS_PER_INDEX
                 if index == newest or gone >= ROWS_MAX or (events <= kept and size <= kept_bytes):
                     break
-                end = index + 1
+                end = first_event_id(index + 1)
             events, size, gone = events - 1, size - bytes_, gone + 1
+            compacted[topic] = index
         self.events, self.event_bytes = events, size
-        below = (end * EVENTS_PER_INDEX,)
-        cursor.execute("SELECT topic, max(id) FROM events WHERE id < ? GROUP BY topic", below)
-        compacted = [(id_ // EVENTS_PER_INDEX, topic) for topic, id_ in cursor.fetchall()]
-        cursor.executemany("UPDATE topics SET compacted_to = ? WHERE topic = ?", compacted)
-        cursor.execute("DELETE FROM events WHERE id < ?", below)
+        found = [(index, topic) for topic, index in compacted.items()]
+        cursor.executemany("UPDATE topics SET compacted_to = ? WHERE topic = ?", found)
+        cursor.execute("DELETE FROM events WHERE id < ?", (end,))
 
     def _evict_audit(self, cursor: sqlite3.Cursor) -> None:
         surplus = min(self.audit - _without_slack(self.audit_max), ROWS_MAX)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from itertools import chain
 
 from conveyord.core.raft.sessions import Changes, Sessions
 from conveyord.storage.many_rows import insert
@@ -16,8 +17,9 @@ def store_changes(cursor: sqlite3.Cursor, changes: Changes) -> None:
         cursor.executemany("DELETE FROM raft_replies WHERE session = ?", gone)
     if changes.freed:
         cursor.executemany("DELETE FROM raft_replies WHERE session = ? AND number < ?", changes.freed)
-    insert(cursor.execute, "INSERT OR REPLACE INTO raft_sessions VALUES (?, ?, ?)", changes.used)
-    insert(cursor.execute, "INSERT INTO raft_replies VALUES (?, ?, ?)", changes.replies)
+    used, replies = list(chain.from_iterable(changes.used)), list(chain.from_iterable(changes.replies))
+    insert(cursor.execute, "INSERT OR REPLACE INTO raft_sessions VALUES (?, ?, ?)", used)
+    insert(cursor.execute, "INSERT INTO raft_replies VALUES (?, ?, ?)", replies)
 
 
 def load_sessions(connection: sqlite3.Connection, sessions: Sessions) -> None:

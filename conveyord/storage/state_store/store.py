@@ -22,14 +22,13 @@ here, so a snapshot counts as taken only when the state it was taken from is on 
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from conveyord.core.errors import Corrupt, Refused, StorageFull
 from conveyord.core.raft.membership import NOBODY, Membership, decode
@@ -37,6 +36,7 @@ from conveyord.core.raft.sessions import SESSIONS_MAX, WINDOW, Sessions
 from conveyord.core.raft.types import BEGINNING, Entry, Kind, Mark, chain_after
 from conveyord.storage.disk import make_durable_directories
 from conveyord.storage.sqlite_errors import transaction
+from conveyord.storage.sqlite_wal import has_frames
 from conveyord.storage.state_store.connections import checkpoint, connect_to_write
 from conveyord.storage.state_store.content import state_digest
 from conveyord.storage.state_store.faults import damaged_state, translated
@@ -51,16 +51,20 @@ from conveyord.storage.state_store.state_file import StateFile
 
 # So much is written between two checkpoints. Whoever waits for the state then waits for the disk: with more it is for
 # longer, with less it is more often, and the same pages are moved again and again.
-WAL_BYTES = 4 * 1024 * 1024
+WAL_FRAMES = 1_000  # of a page each: 4 MiB
 
-Execute = Callable[[sqlite3.Cursor, Sessions, Entry], bytes]
-"""What an entry does, and its reply: it depends on nothing but the tables, the sessions and the entry, and changes
-nothing else. What it refuses it tells in the reply; an exception means that it cannot go on, and nothing is applied."""
+Execute = Callable[[sqlite3.Cursor, Sessions, Sequence[Entry]], list[bytes]]
+"""What entries do, and the reply of each: it depends on nothing but the tables, the sessions and the entries, however
+many come at once, and changes nothing else. What it refuses it tells in the reply; an exception means that it cannot go
+on, and nothing is applied. All of one transaction, and only those, come with the same cursor."""
 
 
 class _Tried(NamedTuple):
-    """What was run in the transaction that is open: so many entries as there are replies. place: after them."""
+    """What was run in the transaction that is open, by `cursor`: so many entries as there are replies. place: after
+    them.
+    """
 
+    cursor: sqlite3.Cursor
     replies: list[bytes]
     place: Place
 
@@ -95,7 +99,7 @@ class StateStore:
         migrations: Sequence[Migration] = (),
         sessions_max: int = SESSIONS_MAX,
         window: int = WINDOW,
-    ) -> StateStore:
+    ) -> Self:
         """Blocking. Open the state in `directory`, or make one, so that it has everything that the log does not.
 
         base: where the log begins, `membership` who was a member there. If the state is older than that, the staged
@@ -234,33 +238,33 @@ class StateStore:
     def _connect(self) -> sqlite3.Connection:
         """Open the present generation, and read what is kept in memory of it."""
         self.path = self._layout.state(self.generation)
-        self._wal = f"{self.path}-wal"
         with translated(self.path):
             self.path.parent.mkdir(exist_ok=True)
             if not self.path.exists():
                 self.path.touch()
             self._file = StateFile(self.path)  # before there are locks that a reader's end could take
             try:
-                connection = self._connect_to(self.path)
+                connection, self._wal = self._connect_to(self.path)
             except BaseException:
                 self._file.close()
                 raise
-        self._checkpoint_at_bytes = WAL_BYTES
+        self._checkpoint_at_frames = WAL_FRAMES
         return connection
 
-    def _connect_to(self, path: Path) -> sqlite3.Connection:
+    def _connect_to(self, path: Path) -> tuple[sqlite3.Connection, StateFile]:
         connection = connect_to_write(path, self._migrations)
         try:
             self._place = read_place(connection, path)
             load_sessions(connection, self._sessions)
+            return connection, StateFile(path.with_name(f"{path.name}-wal"))
         except BaseException:
             connection.close()
             raise
-        return connection
 
     def _close(self) -> None:
         self._tried = None
         self._connection.close()
+        self._wal.close()
         self._file.close()
 
     def _settle(self, base: Mark, membership: Membership) -> None:
@@ -294,27 +298,27 @@ class StateStore:
 
     def _run(self, entries: Sequence[Entry], execute: Execute) -> _Tried:
         """Begin a transaction, or go on in the one of the first of `entries`; it stays open."""
-        cursor, tried = self._connection.cursor(), self._tried
+        tried = self._tried
         if tried is None:
-            tried = _Tried([], self._place)
-            cursor.execute("BEGIN IMMEDIATE")
+            tried = _Tried(self._connection.cursor(), [], self._place)
+            tried.cursor.execute("BEGIN IMMEDIATE")
         rest = entries[len(tried.replies) :]
         if not rest:
             return tried
-        membership, replies = tried.place.membership, list[bytes]()
-        for index, entry in enumerate(rest, rest[0].index):
-            assert entry.index == index, (entry.index, index)
-            if entry.kind is Kind.MEMBERSHIP:
+        last, cursor, membership = rest[-1], tried.cursor, tried.place.membership
+        assert last.index - rest[0].index == len(rest) - 1, (rest[0].index, last.index, len(rest))
+        kind = Kind.MEMBERSHIP
+        for entry in rest:
+            if entry.kind is kind:
                 membership = decode(entry.data)
-            replies.append(execute(cursor, self._sessions, entry))
+        replies = execute(cursor, self._sessions, rest)
         store_changes(cursor, self._sessions.take_changes())
-        last = rest[-1]
         place = Place(Mark(last.index, last.term, last.chain), membership)
         if membership is tried.place.membership:
             write_mark(cursor, place.mark)
         else:
             write_place(cursor, place)
-        return _Tried(tried.replies + replies, place)
+        return _Tried(cursor, tried.replies + replies, place)
 
     def _check_usable(self) -> None:
         if self._failed is not None:
@@ -357,22 +361,19 @@ class StateStore:
 
     def _checkpoint(self) -> None:
         """Move the WAL into the file, once enough is in it. Pages that a reader still needs stay for the next time."""
-        size = os.stat(self._wal).st_size  # noqa: PTH116 - at every apply, and a Path takes longer than the call
-        if size >= self._checkpoint_at_bytes:
-            self._move_wal(size)
+        if has_frames(self._wal.descriptor, self._checkpoint_at_frames):
+            self._move_wal()
 
-    def _move_wal(self, size: int) -> bool:
-        """Move the WAL into the file. Says whether all of it is there now, and on disk.
-
-        size: what the WAL has.
-        """
+    def _move_wal(self) -> bool:
+        """Move the WAL into the file. Says whether all of it is there now, and on disk."""
         busy, frames, moved = True, -1, -1
         try:
             busy, frames, moved = checkpoint(self._connection)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
                 raise  # nothing was lost by a full disk: the WAL has it all
-        self._checkpoint_at_bytes = size + WAL_BYTES if busy else WAL_BYTES
+        at = self._checkpoint_at_frames if frames < 0 else frames
+        self._checkpoint_at_frames = at + WAL_FRAMES if busy else WAL_FRAMES
         return 0 <= frames == moved
 
     @contextmanager
@@ -385,7 +386,7 @@ class StateStore:
             self._check_usable()
             self._forget()
             with self._failing():
-                is_in_file = self._move_wal(os.stat(self._wal).st_size)  # noqa: PTH116
+                is_in_file = self._move_wal()
             yield is_in_file
 
     @contextmanager

@@ -14,14 +14,12 @@ from conveyord.core.state.replies import No
 from conveyord.core.state.rows import ConfigHead, ConfigRow
 from conveyord.storage.state import pending
 from conveyord.storage.state.pending import Pending
-from conveyord.storage.state.replica import StateReplica
 from conveyord.storage.state.schema import MIGRATIONS
 from tests.storage.state.rig import Client, Log, Node
 
 
 def test_what_is_written_together_is_what_is_written_one_by_one(tmp_path: Path) -> None:
     one, together = Node(tmp_path / "one"), Node(tmp_path / "together")
-    together.apply = StateReplica(together.store, together.executor).apply  # type: ignore[assignment,method-assign]
     log = Log()
     client = Client(log, one)
     client.set("events_max", 300)
@@ -32,7 +30,7 @@ def test_what_is_written_together_is_what_is_written_one_by_one(tmp_path: Path) 
             client.add(ConfigDelete(f"k{at % 50}"))
         if at % 100 == 50:
             client.add(SettingChange("events_max", 200 + at))
-    expected = one.follow(log)
+    expected = one.follow(log, batch=1)
     assert together.follow(log, batch=129)[-len(expected) :] == expected
     assert one.store.state_digest() == together.store.state_digest()
     for node in (one, together):
@@ -46,8 +44,8 @@ def test_more_heads_than_are_remembered_are_read_again(tmp_path: Path, monkeypat
     for at in range(20):
         client.add(ConfigPut(f"k{at % 10}", b"value"))
         client.add(ConfigDelete(f"k{(at + 5) % 10}"))
-    replica, entries = StateReplica(node.store, node.executor), client.log.entries
-    replies = [reply for at in range(0, len(entries), 7) for reply in replica.apply(entries[at : at + 7])]
+    entries = client.log.entries
+    replies = [reply for at in range(0, len(entries), 7) for reply in node.apply(entries[at : at + 7])]
     codes = [reply.code if isinstance(reply, No) else "OK" for reply in map(decode_reply, replies)]
     assert codes == ["OK"] + ["OK", "NOT_FOUND"] * 5 + ["OK", "OK"] * 15
     with node.store.reader() as reader:

@@ -11,7 +11,7 @@ from conveyord.core.raft.types import Entry, Kind, make_entry
 from conveyord.core.state.codec import decode_reply
 from conveyord.core.state.commands import ConfigPut
 from conveyord.storage.state.execute import Executor
-from conveyord.storage.state.replica import StateReplica
+from conveyord.storage.state_store.replica import Replica
 from tests.storage.state.rig import SESSIONS_MAX, WINDOW, Client, Log, Node
 from tests.storage.state.script import make_log, state_of
 
@@ -41,7 +41,7 @@ class Tried:
         self.open()
 
     def open(self) -> None:
-        self.replica = StateReplica(self.node.store, Executor())
+        self.replica = Replica(self.node.store, Executor().execute)
 
     @property
     def index(self) -> int:
@@ -103,9 +103,9 @@ def test_an_apply_goes_on_in_what_was_tried_out(tmp_path: Path) -> None:
     entries = [client.add(ConfigPut(f"k{number}", b"value")) for number in range(10)]
     executed = list[int]()
 
-    def execute(cursor, sessions, entry):  # type: ignore[no-untyped-def]
-        executed.append(entry.index)
-        return node.executor.execute(cursor, sessions, entry)
+    def execute(cursor, sessions, entries):  # type: ignore[no-untyped-def]
+        executed.extend(entry.index for entry in entries)
+        return node.executor.execute(cursor, sessions, entries)
 
     foreseen = node.store.try_out(entries[:8], execute)
     assert node.store.apply(entries, execute)[:8] == foreseen
@@ -117,7 +117,7 @@ def test_nobody_is_woken_by_what_was_taken_back(tmp_path: Path) -> None:
     log, node = Log(), Node(tmp_path)
     client = Client(log, node)
     node.follow(log)
-    replica = StateReplica(node.store, node.executor)
+    replica = Replica(node.store, node.executor.execute)
     fork = list(log.entries)
     lost = [client.add(ConfigPut(f"k{number}", b"value")) for number in range(5)]
     replica.try_out(lost)

@@ -10,10 +10,10 @@ def test_the_entry_of_its_term_answers_a_proposal_and_another_one_loses_it() -> 
     proposals.accepted(1, index=5, term=2)
     proposals.accepted(2, index=6, term=2)
     proposals.accepted(3, index=5, term=4)  # it led again, and the entry of term 2 is gone
-    assert proposals.committed(4, 1) == ([], [])
-    assert proposals.committed(5, 4) == ([3], [1])
-    assert proposals.committed(6, 3) == ([], [2])
-    assert len(proposals) == 0
+    assert proposals.committed(4, 1) == ((), ())
+    assert proposals.committed(5, 4) == ((3,), (1,))
+    assert proposals.committed(6, 3) == ((), (2,))
+    assert not proposals.waits_for(6)
 
 
 def test_of_what_a_snapshot_stands_for_the_outcome_is_unknown() -> None:
@@ -21,7 +21,7 @@ def test_of_what_a_snapshot_stands_for_the_outcome_is_unknown() -> None:
     for number, index in enumerate((5, 6, 9)):
         proposals.accepted(number, index, term=1)
     assert sorted(proposals.skipped(6)) == [0, 1]
-    assert proposals.committed(9, 1) == ([2], [])
+    assert proposals.committed(9, 1) == ((2,), ())
 
 
 def test_of_what_lies_behind_the_end_of_a_log_that_was_cut_the_outcome_is_unknown() -> None:
@@ -30,5 +30,5 @@ def test_of_what_lies_behind_the_end_of_a_log_that_was_cut_the_outcome_is_unknow
         proposals.accepted(number, index, term=1)
     assert sorted(proposals.beyond(6)) == [2, 3]
     assert proposals.beyond(6) == []
-    assert proposals.committed(6, 2) == ([], [1])
-    assert proposals.committed(5, 1) == ([0], [])
+    assert proposals.committed(6, 2) == ((), (1,))
+    assert proposals.committed(5, 1) == ((0,), ())
