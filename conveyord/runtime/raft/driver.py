@@ -22,7 +22,6 @@ What the log or the state raises ends `run`, and must end the process: nobody kn
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -70,6 +69,7 @@ MESSAGES_MAX = 10_000  # of others that wait for a turn; Raft tolerates that mor
 # A follower that has to write applies so much later, if nobody reads there: what is committed meanwhile is applied
 # together, and costs less. What a client waits for is the write.
 BEHIND_SECONDS = 0.01
+BUSY_ENTRIES, BUSY_BEHIND_SECONDS = 128, 0.05  # where so many are committed at once, and later still
 TICK = Tick()
 ENDED = "this node has ended"
 TAKEN = "another leader's entry took its place; propose it anew"
@@ -97,6 +97,16 @@ class PeerStatus(NamedTuple):
     heard_seconds: float
     is_caught_up: bool
     gets_snapshot: bool
+
+
+class _Tried(NamedTuple):
+    """What entries will reply once they are committed."""
+
+    entries: Sequence[Entry]
+    replies: Sequence[bytes]
+
+
+NOTHING_TRIED = _Tried((), ())
 
 
 @dataclass(slots=True, eq=False)
@@ -133,7 +143,7 @@ class Driver:
         self._disk = Disk(log, self.tell, self._on_install, self._on_written)
         self._applying = Applying(state, self._on_applied, self._on_tried, self._on_switched)
         self._behind: Later | None = None
-        self._tried = deque[tuple[Entry, bytes]]()  # what entries will reply once they are committed
+        self._tried = NOTHING_TRIED
         self._health = Health(log, self._disk, self._applying, node.state.options.election_timeout_seconds, self.tell)
         self._snapshots = Snapshots(node, self._disk, state, transport, policy or Policy(), self.tell)
         self.deadlines = Deadlines()
@@ -375,7 +385,8 @@ class Driver:
             self._applying.apply(entries)
         else:
             self._behind = self._applying.later(entries)
-            self.deadlines.add(trio.current_time() + BEHIND_SECONDS, self._behind)
+            seconds = BEHIND_SECONDS if len(entries) < BUSY_ENTRIES else BUSY_BEHIND_SECONDS
+            self.deadlines.add(trio.current_time() + seconds, self._behind)
 
     def _note(self, now: Standing) -> None:
         before, self._standing = self._standing, now
@@ -391,7 +402,7 @@ class Driver:
                 self._tell_all(Unknown(f"node {now.leader} leads, and here {self.trouble}"))
         if now.role is not Role.LEADER and before.role is Role.LEADER:
             self._snapshots.give_up()
-            self._tried.clear()
+            self._tried = NOTHING_TRIED
             self._applying.forget()
         self._changed.set()
         self._changed = trio.Event()
@@ -413,30 +424,33 @@ class Driver:
             return
         self.tell(Applied(entries[-1].index))
         if self._proposals.waits_for(entries[-1].index):  # none does, where what was tried out was committed
-            for entry, reply in zip(entries, replies, strict=True):
-                self._reply(entry, reply)
+            self._reply(entries, replies)
         self._snapshots.applied(entries[-1].index)
 
     def _on_tried(self, entries: Sequence[Entry], replies: Sequence[bytes]) -> None:
         if self._node.state.role is Role.LEADER:
-            self._tried = deque(zip(entries, replies, strict=True))
+            self._tried = _Tried(entries, replies)
             self._answer_tried()
 
     def _answer_tried(self) -> None:
         """Answer what is committed by now. The state has it a little later, and reads wait for that."""
-        state, tried = self._node.state, self._tried
-        while tried and tried[0][0].index <= state.commit:
-            entry, reply = tried.popleft()
-            if state.log.term(entry.index) == entry.term:
-                self._reply(entry, reply)
+        state, (entries, replies) = self._node.state, self._tried
+        if not entries or entries[0].index > state.commit:
+            return
+        count = min(len(entries), state.commit + 1 - entries[0].index)
+        self._tried = _Tried(entries[count:], replies[count:])
+        last = entries[count - 1]
+        if state.log.term(last.index) == last.term:  # so those before it are the log's as well
+            self._reply(entries[:count], replies[:count])
 
-    def _reply(self, entry: Entry, reply: bytes) -> None:
-        """An entry is committed, and replies this: to who proposed it, if that was here."""
-        answered, lost = self._proposals.committed(entry.index, entry.term)
-        for number in answered:
-            self._answer(number, Done(entry.index, reply))
-        for number in lost:
-            self._answer(number, Dropped(number, TAKEN, None))
+    def _reply(self, entries: Sequence[Entry], replies: Sequence[bytes]) -> None:
+        """Entries are committed, and reply this: to who proposed them, if that was here."""
+        for entry, reply in zip(entries, replies, strict=True):
+            answered, lost = self._proposals.committed(entry.index, entry.term)
+            for number in answered:
+                self._answer(number, Done(entry.index, reply))
+            for number in lost:
+                self._answer(number, Dropped(number, TAKEN, None))
 
     def _on_written(self, persisted: Persisted) -> None:
         self._mail.append(persisted)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from conveyord.core.raft.messages import Dropped
 
 
-class Done(NamedTuple):
+class Done(Struct, frozen=True, gc=False):
     """It is committed. index: of its entry, which the leader's state has before it answers a later read. reply: what it
     came to.
     """
 
-    index: int  # type: ignore[assignment]  # as in `Entry`
+    index: int
     reply: bytes
 
 

@@ -86,7 +86,7 @@ class Executor:
                 self._carry_out(decide_membership(self._tables, index, decode_membership(entry.data)), index)
                 self._evict()
             replies.append(b"")
-        self._pending.write(cursor)
+        self._write()
         self._next = first + len(entries)
         return replies
 
@@ -144,7 +144,7 @@ class Executor:
             pending.events += (id_, topic, key, event.kind, size, value)
             totals.events += 1
             totals.event_bytes += size
-            self._touched[topic] = pending.topics[topic] = index
+            pending.topics[topic] = index
         entries, size = decision.grown
         totals.config_entries += entries
         totals.config_bytes += size
@@ -170,8 +170,12 @@ class Executor:
             or totals.event_bytes > totals.event_bytes_max
             or totals.audit > totals.audit_max
         ):
-            self._pending.write(self._cursor)  # what goes first is the oldest, be it written yet or not
+            self._write()  # what goes first is the oldest, be it written yet or not
             totals.evict(self._cursor)
+
+    def _write(self) -> None:
+        self._touched.update(self._pending.topics)
+        self._pending.write(self._cursor)
 
     def _check_protocol(self, protocol: int, index: int) -> None:
         if protocol > self._machine.protocol_max:
