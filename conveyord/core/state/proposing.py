@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from msgspec import Struct
 
 from conveyord.core.raft.sessions import SessionExpired
 from conveyord.core.state.codec import Codec, decode_reply
@@ -10,7 +10,7 @@ from conveyord.core.state.commands import Command, Envelope, SessionOpen
 from conveyord.core.state.replies import No
 
 
-class Request(NamedTuple):
+class Request(Struct, frozen=True, gc=False):
     """A command, on whose behalf it is, and the Unix time by the clock of who proposes it."""
 
     command: Command
