@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any, get_args
@@ -27,6 +26,7 @@ from conveyord.core.raft.messages import (
 )
 from conveyord.core.raft.node import RaftNode
 from conveyord.core.raft.proposals import Proposals
+from conveyord.core.raft.tried import Tried
 from conveyord.core.raft.types import Entry, Mark
 from tests.sim.disk import Disk, Quarantined, Snapshot, take_snapshot
 from tests.sim.machine import Machine
@@ -79,7 +79,7 @@ class Server:
         self.life = world.next_number()
         self.fuse = 0
         self.proposals = Proposals()
-        self.tried = deque[tuple[Entry, bytes]]()
+        self.tried = Tried()
         self.told: dict[int, bytes] = {}
         self.waiting: dict[int, Answer] = {}
         self.readers: dict[int, tuple[int, Answer]] = {}
@@ -137,7 +137,7 @@ class Server:
             return
         if is_leader != self.was_leader:
             self.was_leader = is_leader
-            self.tried.clear()
+            self.tried = Tried()
             world.counts["elections"] += is_leader
             if is_leader and world.elected is not None:
                 world.elected(self)
@@ -204,17 +204,16 @@ class Server:
     def _try_out(self, entries: tuple[Entry, ...]) -> None:
         """See what entries would reply, in a state that is thrown away."""
         trial = Machine(self.machine.stored())
-        self.tried = deque((entry, trial.apply(entry)) for entry in entries)
+        self.tried = Tried(entries, [trial.apply(entry) for entry in entries])
 
     def _answer_tried(self) -> None:
         """What is committed is answered before it is applied."""
         state = self.node.state
-        while self.tried and self.tried[0][0].index <= state.commit:
-            entry, reply = self.tried.popleft()
-            if state.log.term(entry.index) == entry.term:
-                self.world.counts["answered before applied"] += 1
-                self.told[entry.index] = reply
-                self._reply(entry, reply)
+        done, self.tried = self.tried.up_to(state.commit, state.log)
+        for entry, reply in zip(*done, strict=True):
+            self.world.counts["answered before applied"] += 1
+            self.told[entry.index] = reply
+            self._reply(entry, reply)
 
     def _reply(self, entry: Entry, reply: bytes) -> None:
         answered, lost = self.proposals.committed(entry.index, entry.term)

@@ -288,9 +288,9 @@ def test_sqlite_keeps_its_locks_through_snapshots_readers_and_the_end_of_the_sto
 def test_sqlite_keeps_its_locks_beside_a_reader_that_comes_and_goes_while_a_state_is_opened(
     store: StateStore, data_dir: Path, sent: SnapshotFile, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    def load(connection: sqlite3.Connection, sessions: Sessions) -> None:
+    def load(connection: sqlite3.Connection, path: Path, sessions: Sessions) -> None:
         StateReader(data_dir).close()
-        load_sessions(connection, sessions)
+        load_sessions(connection, path, sessions)
 
     receive(data_dir, sent.path.read_bytes(), sent.info)
     if way == "open":

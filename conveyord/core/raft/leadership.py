@@ -88,7 +88,7 @@ def on_propose(state: State, event: Propose) -> None:
     bytes_max = state.options.uncommitted_bytes
     # Followers may commit what this node's disk does not keep up with: that waits in memory as well.
     left = bytes_max - max(leading.uncommitted_bytes, log.size(log.stable + 1, log.last + 1))
-    taken = list[bytes]()
+    taken, index = list[bytes](), log.last
     for number, data in event.commands:
         if left <= 0:
             reason = f"{bytes_max} bytes wait to be committed or written here; try again later"
@@ -96,7 +96,8 @@ def on_propose(state: State, event: Propose) -> None:
             continue
         left -= len(data) + ENTRY_BYTES
         taken.append(data)
-        answers.append(Accepted(number, log.last + len(taken), state.term))
+        index += 1
+        answers.append(Accepted(number, index, state.term))
     if taken:
         appended(state, leading, log.append_all(state.term, Kind.COMMAND, taken))
 

@@ -26,9 +26,9 @@ class Proposals:
     def __init__(self) -> None:
         self._slots: dict[int, tuple[Slot, ...]] = {}
 
-    def waits_for(self, index: int) -> bool:
-        """Whether any was put at `index` or before it."""
-        return any(at <= index for at in self._slots)
+    def wait_for(self, first: int, last: int) -> bool:
+        """Whether any was put at an index from `first` to `last`."""
+        return any(index in self._slots for index in range(first, last + 1))
 
     def accepted(self, number: int, index: int, term: int) -> None:
         """A proposal is in the log. An index may be taken again in a later term."""

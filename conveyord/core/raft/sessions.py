@@ -37,30 +37,25 @@ class WindowExceeded(ConveyordError):
 class Changes:
     """What became of the table, to be stored in this order.
 
-    gone: sessions that went, with their replies. freed: (session, floor), the replies below which are not wanted any
-    more. used: (session, floor, use), new or changed; the highest `use` was used last. replies: (session, number,
-    reply), all new.
+    gone: sessions that went. used: (session, floor, use, replies by number), new or changed; the highest `use` was used
+    last. `replies` are those of the table: to be stored at once.
     """
 
     gone: tuple[int, ...]
-    freed: tuple[tuple[int, int], ...]
-    used: tuple[tuple[int, int, int], ...]
-    replies: tuple[tuple[int, int, bytes], ...]
+    used: tuple[tuple[int, int, int, dict[int, bytes]], ...]
 
 
 @dataclass(slots=True)
 class _Session:
     """replies: by number, those that the client may ask for again. floor: below it, it never will.
 
-    use: when it was last used, in uses of any session. stored: its floor as `Changes` told it last, None if it never
-    did. fresh: numbers of replies that no `Changes` told yet.
+    use: when it was last used, in uses of any session. is_stored: whether any `Changes` told of it.
     """
 
     floor: int = 0
     replies: dict[int, bytes] = field(default_factory=dict)
     use: int = 0
-    stored: int | None = None
-    fresh: list[int] = field(default_factory=list)
+    is_stored: bool = False
 
     def free(self, floor: int) -> None:
         """Forget the replies below `floor`. Where numbers come in turn it costs what is freed, not what is kept."""
@@ -96,7 +91,7 @@ class Sessions:
         if len(self._sessions) > self._sessions_max:
             oldest, found = self._sessions.popitem(last=False)
             self._changed.pop(oldest, None)
-            if found.stored is not None:
+            if found.is_stored:
                 self._gone.append(oldest)
         return index
 
@@ -123,28 +118,22 @@ class Sessions:
                 f"{self._window}; wait for some of them"
             )
         reply = replies[number] = execute()
-        found.fresh.append(number)
         return reply
 
     def take_changes(self) -> Changes:
-        """What became of the table since the last time. It costs as much as has changed, not as there is."""
-        freed, used, replies = [], [], []
+        """What became of the table since the last time."""
+        used = []
         for session in self._changed:
             found = self._sessions[session]
-            if found.stored is not None and found.stored < found.floor:
-                freed.append((session, found.floor))
-            used.append((session, found.floor, found.use))
-            replies += [(session, number, found.replies[number]) for number in found.fresh if number in found.replies]
-            found.stored, found.fresh = found.floor, []
-        changes = Changes(tuple(self._gone), tuple(freed), tuple(used), tuple(replies))
+            used.append((session, found.floor, found.use, found.replies))
+            found.is_stored = True
+        changes = Changes(tuple(self._gone), tuple(used))
         self._changed, self._gone = {}, []
         return changes
 
-    def restore(self, used: Iterable[tuple[int, int, int]], replies: Iterable[tuple[int, int, bytes]]) -> None:
-        """Begin with what `Changes` told: rows as they have them, `used` in the order of their last use."""
-        self._sessions = OrderedDict((key, _Session(floor, {}, use, floor)) for key, floor, use in used)
-        for session, number, reply in replies:
-            self._sessions[session].replies[number] = reply
+    def restore(self, used: Iterable[tuple[int, int, int, dict[int, bytes]]]) -> None:
+        """Begin with what `Changes` told, in the order of their last use."""
+        self._sessions = OrderedDict((key, _Session(floor, replies, use, True)) for key, floor, use, replies in used)
         self._uses = max((found.use for found in self._sessions.values()), default=0)
         self._changed, self._gone = {}, []
 
@@ -156,10 +145,7 @@ class Sessions:
     def load(self, data: bytes) -> None:
         """The inverse of `dump`."""
         rows = msgpack.unpackb(data)
-        self.restore(
-            [(key, floor, use) for use, (key, floor, _) in enumerate(rows, 1)],
-            [(key, number, reply) for key, _, items in rows for number, reply in items],
-        )
+        self.restore([(key, floor, use, dict(items)) for use, (key, floor, items) in enumerate(rows, 1)])
 
     def _use(self, session: int, found: _Session) -> None:
         self._sessions.move_to_end(session)

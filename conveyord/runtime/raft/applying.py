@@ -103,6 +103,8 @@ class Applying:
     def _apply(self, entries: tuple[Entry, ...], report: Report) -> None:
         have = self._state.mark.index  # a snapshot may have come before them
         rest = entries if entries[0].index > have else tuple(entry for entry in entries if entry.index > have)
+        if not rest:
+            return
         while not self._worker.is_stopping:
             try:
                 replies = self._state.apply(rest)

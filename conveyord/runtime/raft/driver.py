@@ -51,6 +51,7 @@ from conveyord.core.raft.node import RaftNode
 from conveyord.core.raft.progress import Mode
 from conveyord.core.raft.proposals import Proposals
 from conveyord.core.raft.state import Role
+from conveyord.core.raft.tried import Tried
 from conveyord.core.raft.types import Entry, Mark, NodeId
 from conveyord.runtime.nurseries import unwrapped
 from conveyord.runtime.raft.applying import Applying, Later
@@ -99,16 +100,6 @@ class PeerStatus(NamedTuple):
     gets_snapshot: bool
 
 
-class _Tried(NamedTuple):
-    """What entries will reply once they are committed."""
-
-    entries: Sequence[Entry]
-    replies: Sequence[bytes]
-
-
-NOTHING_TRIED = _Tried((), ())
-
-
 @dataclass(slots=True, eq=False)
 class _Readers:
     """Those who wait for one ticket."""
@@ -143,7 +134,7 @@ class Driver:
         self._disk = Disk(log, self.tell, self._on_install, self._on_written)
         self._applying = Applying(state, self._on_applied, self._on_tried, self._on_switched)
         self._behind: Later | None = None
-        self._tried = NOTHING_TRIED
+        self._tried = Tried()
         self._health = Health(log, self._disk, self._applying, node.state.options.election_timeout_seconds, self.tell)
         self._snapshots = Snapshots(node, self._disk, state, transport, policy or Policy(), self.tell)
         self.deadlines = Deadlines()
@@ -341,8 +332,7 @@ class Driver:
             self._ticket += 1
             self._reading[self._ticket] = self._readers
             self._readers, self._has_readers = _Readers(), False
-            if self._behind is not None and self._behind.is_open:
-                self._behind.expire()
+            self._catch_up()
             node.step(Read(self._ticket), now)
         if now >= node.deadline:
             node.step(TICK, now)
@@ -385,8 +375,21 @@ class Driver:
             self._applying.apply(entries)
         else:
             self._behind = self._applying.later(entries)
-            seconds = BEHIND_SECONDS if len(entries) < BUSY_ENTRIES else BUSY_BEHIND_SECONDS
-            self.deadlines.add(trio.current_time() + seconds, self._behind)
+            self.deadlines.add(trio.current_time() + self._behind_seconds(len(entries)), self._behind)
+
+    def _catch_up(self) -> None:
+        """Apply now what was to be applied later."""
+        if self._behind is not None and self._behind.is_open:
+            self._behind.expire()
+
+    def _behind_seconds(self, count: int) -> float:
+        """Where much is to be applied, each member waits for another time: all do it at once otherwise, and a leader
+        finds no majority that is quick to write.
+        """
+        if count < BUSY_ENTRIES:
+            return BEHIND_SECONDS
+        members = sorted(self.membership.everyone | {self.node_id})
+        return BUSY_BEHIND_SECONDS * (1 - members.index(self.node_id) / (2 * len(members)))
 
     def _note(self, now: Standing) -> None:
         before, self._standing = self._standing, now
@@ -400,9 +403,11 @@ class Driver:
             if self.trouble and now.leader != self.node_id:
                 # It may go on with them; here, nobody knows when the disk lets anyone tell what became of them.
                 self._tell_all(Unknown(f"node {now.leader} leads, and here {self.trouble}"))
+        if now.role is Role.LEADER and before.role is not Role.LEADER:
+            self._catch_up()
         if now.role is not Role.LEADER and before.role is Role.LEADER:
             self._snapshots.give_up()
-            self._tried = NOTHING_TRIED
+            self._tried = Tried()
             self._applying.forget()
         self._changed.set()
         self._changed = trio.Event()
@@ -420,28 +425,21 @@ class Driver:
             answer(outcome)
 
     def _on_applied(self, entries: Sequence[Entry], replies: Sequence[bytes]) -> None:
-        if not entries:
-            return
         self.tell(Applied(entries[-1].index))
-        if self._proposals.waits_for(entries[-1].index):  # none does, where what was tried out was committed
+        if self._proposals.wait_for(entries[0].index, entries[-1].index):  # none does if all was tried out before
             self._reply(entries, replies)
         self._snapshots.applied(entries[-1].index)
 
     def _on_tried(self, entries: Sequence[Entry], replies: Sequence[bytes]) -> None:
         if self._node.state.role is Role.LEADER:
-            self._tried = _Tried(entries, replies)
+            self._tried = Tried(entries, replies)
             self._answer_tried()
 
     def _answer_tried(self) -> None:
         """Answer what is committed by now. The state has it a little later, and reads wait for that."""
-        state, (entries, replies) = self._node.state, self._tried
-        if not entries or entries[0].index > state.commit:
-            return
-        count = min(len(entries), state.commit + 1 - entries[0].index)
-        self._tried = _Tried(entries[count:], replies[count:])
-        last = entries[count - 1]
-        if state.log.term(last.index) == last.term:  # so those before it are the log's as well
-            self._reply(entries[:count], replies[:count])
+        state = self._node.state
+        done, self._tried = self._tried.up_to(state.commit, state.log)
+        self._reply(*done)
 
     def _reply(self, entries: Sequence[Entry], replies: Sequence[bytes]) -> None:
         """Entries are committed, and reply this: to who proposed them, if that was here."""

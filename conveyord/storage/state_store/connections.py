@@ -12,7 +12,7 @@ from conveyord.storage.state_store.schema import Migration, prepare
 # For a moment, even one that only reads may keep all others away: it is recovering the WAL, or has found the head of it
 # half written and looks again under the lock for writing.
 LOCK_WAIT_SECONDS = 30
-WAL_BYTES_KEPT = 16 * 1024 * 1024  # on the disk, to be written again: more than gathers but beside a reader
+WAL_BYTES_KEPT = 16 * 1024 * 1024  # on the disk, to be written over; more gathers beside a reader
 
 # As it is. sqlite3 asks otherwise at each that is bound, in vain and for longer than it takes to write it, whether it
 # adapts itself to SQLite.

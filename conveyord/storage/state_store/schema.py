@@ -19,14 +19,23 @@ from conveyord.core.raft.membership import NOBODY, Membership, decode, encode
 from conveyord.core.raft.types import BEGINNING, Mark
 from conveyord.storage.sqlite_errors import transaction
 from conveyord.storage.state_store.faults import damaged_state
+from conveyord.storage.state_store.session_rows import join_replies
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Migration = Callable[["Database"], object]
 
-_SCHEMA = """
+_SESSIONS = """
+CREATE TABLE raft_sessions (
+    session INTEGER PRIMARY KEY,
+    floor INTEGER NOT NULL,
+    "use" INTEGER NOT NULL,
+    replies BLOB NOT NULL  -- msgpack: a map by number
+)
+"""
+_SCHEMA = f"""
 CREATE TABLE raft_applied (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     "index" INTEGER NOT NULL,
@@ -34,13 +43,7 @@ CREATE TABLE raft_applied (
     chain BLOB NOT NULL,
     membership BLOB NOT NULL  -- in force at the index
 );
-CREATE TABLE raft_sessions (session INTEGER PRIMARY KEY, floor INTEGER NOT NULL, "use" INTEGER NOT NULL);
-CREATE TABLE raft_replies (
-    session INTEGER NOT NULL,
-    number INTEGER NOT NULL,
-    reply BLOB NOT NULL,
-    PRIMARY KEY (session, number)
-) WITHOUT ROWID;
+{_SESSIONS};
 CREATE TABLE raft_migrations (number INTEGER PRIMARY KEY, name TEXT NOT NULL);
 """
 
@@ -55,16 +58,23 @@ class Place(NamedTuple):
 def prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration]) -> None:
     """Bring a new or older state up to date, in one transaction. Raises Refused for one of a newer program."""
     done = check_version(connection, path, migrations)
-    if done == len(migrations) and version_of(connection):
+    version = version_of(connection)
+    if done == len(migrations) and version == SCHEMA_VERSION:
         return
     from sqlite_utils import Database  # numpy comes with it, and a state that is up to date needs neither
 
     with transaction(connection):
-        if not version_of(connection):
+        if version == 0:
             for statement in _SCHEMA.split(";")[:-1]:
                 connection.execute(statement)
             write_place(connection.cursor(), Place())
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        elif version == 1:
+            connection.execute("ALTER TABLE raft_sessions RENAME TO former_sessions")
+            connection.execute(_SESSIONS)
+            join_replies(connection)
+            connection.execute("DROP TABLE former_sessions")
+            connection.execute("DROP TABLE raft_replies")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         # Neither its plugins nor its setting of a pragma: replicas would differ by what is installed beside them.
         database = Database(connection, recursive_triggers=False, execute_plugins=False)
         for number, migrate in enumerate(migrations[done:], done):

@@ -2,7 +2,7 @@
 
 Between two applies the WAL is moved into the file, and a read-only connection begins a transaction. While that lasts,
 no checkpoint writes anything that is newer than it (https://www.sqlite.org/wal.html, 2.1), so the file stays as it is,
-and is compressed from where it lies: entries go to the WAL, which cannot be cut meanwhile.
+and is compressed from where it lies: entries go to the WAL, which cannot be moved into it meanwhile.
 
 The WAL cannot be moved as a whole while another reader is in a transaction that began before its last entry. Then
 SQLite's backup makes a copy through the read-only connection, which is compressed and removed. As that connection is in

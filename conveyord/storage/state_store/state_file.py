@@ -29,7 +29,7 @@ class StateFile:
     """A share of the descriptor of one file; usable from any thread. Letting go of the last share closes it."""
 
     def __init__(self, path: Path) -> None:
-        """path: a state that exists. Raises OSError."""
+        """path: a state that exists, or the WAL beside one. Raises OSError."""
         with _guard:
             status = path.stat()
             key = status.st_dev, status.st_ino

@@ -191,7 +191,7 @@ class StateStore:
         """What the sessions learned in memory was taken back: read them again. Without them nothing can go on."""
         try:
             with self._failing():
-                load_sessions(self._connection, self._sessions)
+                load_sessions(self._connection, self.path, self._sessions)
         except StorageFull as error:
             self._failed = str(error)
             raise
@@ -255,7 +255,7 @@ class StateStore:
         connection = connect_to_write(path, self._migrations)
         try:
             self._place = read_place(connection, path)
-            load_sessions(connection, self._sessions)
+            load_sessions(connection, path, self._sessions)
             return connection, StateFile(path.with_name(f"{path.name}-wal"))
         except BaseException:
             connection.close()

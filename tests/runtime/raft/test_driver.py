@@ -204,10 +204,13 @@ async def test_what_is_committed_is_answered_before_the_state_has_it_and_reads_w
         await rig.agree({1: 7})
 
 
+@pytest.mark.parametrize(("name", "many"), [("BEHIND_SECONDS", 128), ("BUSY_BEHIND_SECONDS", 1)])
 async def test_a_follower_that_has_to_write_applies_later_unless_somebody_reads_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, many: int
 ) -> None:
-    monkeypatch.setattr(driver, "BEHIND_SECONDS", 10 * WAIT_SECONDS)
+    """For one time or the other, by how many entries there are."""
+    monkeypatch.setattr(driver, name, 10 * WAIT_SECONDS)
+    monkeypatch.setattr(driver, "BUSY_ENTRIES", many)
     async with cluster(tmp_path, *NAMES) as rig:
         leader = await rig.leader()
         session = await opened(leader)

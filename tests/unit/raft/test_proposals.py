@@ -11,9 +11,10 @@ def test_the_entry_of_its_term_answers_a_proposal_and_another_one_loses_it() -> 
     proposals.accepted(2, index=6, term=2)
     proposals.accepted(3, index=5, term=4)  # it led again, and the entry of term 2 is gone
     assert proposals.committed(4, 1) == ((), ())
+    assert [proposals.wait_for(*places) for places in ((1, 4), (1, 5), (6, 6), (7, 9))] == [False, True, True, False]
     assert proposals.committed(5, 4) == ((3,), (1,))
     assert proposals.committed(6, 3) == ((), (2,))
-    assert not proposals.waits_for(6)
+    assert not proposals.wait_for(1, 9)
 
 
 def test_of_what_a_snapshot_stands_for_the_outcome_is_unknown() -> None:

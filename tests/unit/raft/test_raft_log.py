@@ -128,6 +128,13 @@ def test_a_conflict_is_the_first_entry_with_another_term_or_none_at_all() -> Non
     assert log.conflict(entries_of(1, 1, 2, 2)) == 4
 
 
+def test_terms_may_rise_among_entries_that_come_together() -> None:
+    log, whole = Log(Mark(), entries=entries_of(1, 1)), entries_of(1, 1, 1, 2, 2, 4)
+    log.extend(whole[2:])
+    assert [log.term(index) for index in range(1, 7)] == [1, 1, 1, 2, 2, 4]
+    assert [log.last_not_above(6, term) for term in (1, 2, 3, 4)] == [3, 5, 5, 6]
+
+
 @pytest.mark.parametrize("place", ["data", "chain"])
 def test_an_entry_that_does_not_follow_from_ours_is_found_at_once(place: str) -> None:
     log = Log(Mark(), entries=entries_of(1, 1))
