@@ -21,12 +21,13 @@ from conveyord.core.raft.snapshot_info import SnapshotInfo
 from conveyord.core.raft.types import Entry, Mark, size_of
 from conveyord.storage.raft_log.log import RaftLog
 from conveyord.storage.state_store.receiving import SnapshotReceiver
+from conveyord.storage.state_store.store import StateStore
 from tests.sim.disk import Disk, Snapshot
 from tests.sim.faults import Faults
 from tests.sim.machine import SESSIONS_MAX
 from tests.sim.server import Server
 from tests.sim.world import World
-from tests.storage.kv_state import MIGRATIONS, KvState, KvStore, after_power_cut, crash_image, executed, registers
+from tests.storage.kv_state import MIGRATIONS, KvState, crash_image, executed, registers
 
 WINDOW_BYTES = 2_000  # so that nodes must fetch
 RESERVE_BYTES = 4_096
@@ -44,6 +45,7 @@ class RealDisk(Disk):
         self.name = name
         self._home, self._lives, self._packed = home / name, 0, packed
         self._founders = membership
+        self._synced_bytes = 0
         self._directory = self._home / "0"
         self._directory.mkdir(parents=True)
         self._open()
@@ -53,7 +55,7 @@ class RealDisk(Disk):
 
     def _open(self) -> None:
         self._log = RaftLog(self._directory / "log" / "raft.db", node=self.name, reserve_bytes=RESERVE_BYTES)
-        self._store = KvStore.open(
+        self._store = StateStore.open(
             self._directory / "state",
             base=self._log.base,
             membership=self.platter.membership,
@@ -76,6 +78,7 @@ class RealDisk(Disk):
         self._log.write(write)
         if write.install is not None:
             self._store.switch(write.install.mark)
+            self._synced_bytes = 0
         return super().land()
 
     def _stage(self, mark: Mark) -> None:
@@ -95,6 +98,7 @@ class RealDisk(Disk):
     def save(self, snapshot: Snapshot, state: bytes, keep: int, members_at: Any) -> Mark | None:
         info = self._store.snapshots.take()
         assert info.mark == snapshot.mark
+        self._synced_bytes = sum(wal.stat().st_size for wal in self._directory.rglob("state.db-wal"))
         found = self._store.snapshots.newest()
         assert found is not None
         with found:
@@ -123,10 +127,13 @@ class RealDisk(Disk):
         crash_image(before, self._directory)
         wal = next(self._directory.rglob("state.db-wal"), None)
         if wal is not None and random.random() < 0.5:
-            wal.write_bytes(after_power_cut(wal.read_bytes(), self._store.synced, random))
+            size = wal.stat().st_size
+            with wal.open("r+b") as file:
+                file.truncate(random.randint(min(self._synced_bytes, size), size))
         self.close()
         shutil.rmtree(before)
         self._open()
+        self._synced_bytes = 0
         self.states = deque([self._dump()] if self._store.mark.index else [])
 
     def load(self, applied: int) -> Loaded:

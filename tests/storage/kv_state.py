@@ -19,7 +19,6 @@ from sqlite_utils import Database
 from conveyord.core.raft.membership import Membership, encode
 from conveyord.core.raft.sessions import SessionExpired, Sessions
 from conveyord.core.raft.types import BEGINNING, Entry, Kind, Mark, make_entry
-from conveyord.storage.sqlite_wal import FRAME, HEADER
 from conveyord.storage.state_store.store import StateStore
 from tests.sim.machine import EXPIRED, SESSIONS_MAX, Machine, command, register
 
@@ -30,7 +29,6 @@ def make_registers(database: Database) -> None:
 
 
 MIGRATIONS = (make_registers,)
-FRAME_BYTES = FRAME.size + 4_096
 MEMBERS = Membership(frozenset({"a", "b", "c"}))
 
 
@@ -78,40 +76,15 @@ class KvState:
         return bytes(msgpack.packb(True))
 
 
-class KvStore(StateStore):
-    """synced: its WAL when it was synced last; what was written since, a power cut may take."""
-
-    synced = b""
-
-    def _move_wal(self) -> bool:
-        moved = super()._move_wal()  # which syncs the WAL before it writes to the file
-        self.synced = self.path.with_name("state.db-wal").read_bytes()
-        return moved
-
-
-def open_store(directory: Path, *, base: Mark = BEGINNING) -> KvStore:
+def open_store(directory: Path, *, base: Mark = BEGINNING) -> StateStore:
     """A store of this state."""
-    return KvStore.open(directory, base=base, membership=MEMBERS, migrations=MIGRATIONS, sessions_max=SESSIONS_MAX)
+    return StateStore.open(directory, base=base, membership=MEMBERS, migrations=MIGRATIONS, sessions_max=SESSIONS_MAX)
 
 
 def crash_image(directory: Path, target: Path) -> Path:
     """What is left of a store, which need not be closed, when its process is killed now. Returns `target`."""
     shutil.copytree(directory, target, ignore=shutil.ignore_patterns("*.db-shm"))
     return target
-
-
-def after_power_cut(wal: bytes, synced: bytes, random: Random) -> bytes:
-    """What may be on the disk of a WAL that has `wal` now, and had `synced` when it was synced last.
-
-    Up to some byte it is what was written since, behind it what was there before. The header of a new generation is
-    synced before its first frame is written, so that is there.
-    """
-    at = HEADER.size
-    if wal[:at] == synced[:at]:
-        while at < len(wal) and wal[at : at + FRAME_BYTES] == synced[at : at + FRAME_BYTES]:
-            at += FRAME_BYTES
-    cut = random.randint(min(at, len(wal)), len(wal))
-    return wal[:cut] + synced[cut:]
 
 
 def registers(connection: sqlite3.Connection) -> dict[int, int]:

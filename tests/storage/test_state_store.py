@@ -173,7 +173,6 @@ def test_an_error_of_the_disk_is_never_followed_by_another_try(
 def test_the_wal_stays_small_but_while_a_reader_needs_it(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = 200_000
     monkeypatch.setattr(store_module, "WAL_FRAMES", limit // 4_096)
-    store._connection.execute(f"PRAGMA journal_size_limit = {limit}")
     store._checkpoint_at_frames = limit // 4_096
     wal = store.path.with_name("state.db-wal")
     sizes = list[int]()

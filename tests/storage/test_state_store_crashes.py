@@ -21,7 +21,7 @@ from conveyord.storage.disk import truncate
 from conveyord.storage.state_store import packing, store
 from conveyord.storage.state_store.snapshot_file import SnapshotFile
 from tests.storage.crash_rig import Crashed, crashing
-from tests.storage.kv_state import LOG_ENTRIES, advance, after_power_cut, check_state, crash_image, mark_of, open_store
+from tests.storage.kv_state import LOG_ENTRIES, advance, check_state, crash_image, mark_of, open_store
 from tests.storage.power_cut_rig import Disk
 from tests.storage.state_store_child import Follower
 
@@ -144,25 +144,6 @@ def test_a_wal_that_lost_its_end_or_was_torn_is_an_earlier_mark_and_never_a_mixt
         wal.with_name("state.db").write_bytes(database)
     assert min(found) < 150
     assert max(found) > 350
-
-
-def test_a_wal_that_is_written_over_another_is_an_earlier_mark_and_never_a_mixture(
-    memory_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After a power cut, frames of which all are in the file already may lie behind the new ones."""
-    monkeypatch.setattr(store, "WAL_FRAMES", 40)
-    home, lost, random = memory_dir / "home", set[int](), Random(5)
-    with closing(open_store(home)) as one:
-        for index in range(1, 200):
-            advance(one, index)
-            copy = crash_image(home, memory_dir / f"{index}")
-            (wal,) = copy.rglob("*.db-wal")
-            wal.write_bytes(after_power_cut(wal.read_bytes(), one.synced, random))
-            with closing(open_store(copy)) as left:
-                lost.add(index - check_state(left))
-            shutil.rmtree(copy)
-    assert {0, 1, 2} < lost
-    assert max(lost) < 20, "what a checkpoint has moved is never lost"
 
 
 def test_what_was_lost_is_applied_again_with_the_same_replies(unsynced: Path, memory_dir: Path) -> None:

@@ -12,7 +12,6 @@ from conveyord.storage.state_store.schema import Migration, prepare
 # For a moment, even one that only reads may keep all others away: it is recovering the WAL, or has found the head of it
 # half written and looks again under the lock for writing.
 LOCK_WAIT_SECONDS = 30
-WAL_BYTES_KEPT = 16 * 1024 * 1024  # on the disk, to be written over; more gathers beside a reader
 
 # As it is. sqlite3 asks otherwise at each that is bound, in vain and for longer than it takes to write it, whether it
 # adapts itself to SQLite.
@@ -29,7 +28,6 @@ def connect_to_write(path: Path, migrations: Sequence[Migration]) -> sqlite3.Con
         # A checkpoint that SQLite makes by itself hides its errors, and after a sync that failed the next one may
         # succeed although pages were lost.
         connection.execute("PRAGMA wal_autocheckpoint = 0")
-        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
         # What a statement of many rows may have to take back goes to a file of its own otherwise, on another disk.
         connection.execute("PRAGMA temp_store = MEMORY")
         prepare(connection, path, migrations)
@@ -40,16 +38,14 @@ def connect_to_write(path: Path, migrations: Sequence[Migration]) -> sqlite3.Con
 
 
 def checkpoint(connection: sqlite3.Connection) -> tuple[bool, int, int]:
-    """Move the WAL into the file, as far as nobody is in the way: it waits for no reader. If nobody was, the WAL is
-    written from its beginning again, over what is there: to give its room back and take it anew costs as much as half
-    of all that it takes to apply an entry.
+    """Move the WAL into the file and cut it, as far as nobody is in the way: it waits for no reader.
 
     Returns whether somebody was, how many frames the WAL had, and how many of those are in the file and on disk. Raises
     an error of SQLite.
     """
     connection.execute("PRAGMA busy_timeout = 0")
     try:
-        busy, frames, moved = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+        busy, frames, moved = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     finally:
         connection.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_SECONDS * 1_000}")
     return bool(busy), frames, moved
