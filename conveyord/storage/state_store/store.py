@@ -22,6 +22,7 @@ here, so a snapshot counts as taken only when the state it was taken from is on 
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import threading
@@ -52,6 +53,9 @@ from conveyord.storage.state_store.state_file import StateFile
 # So much is written between two checkpoints. Whoever waits for the state then waits for the disk: with more it is for
 # longer, with less it is more often, and the same pages are moved again and again.
 WAL_FRAMES = 1_000  # of a page each: 4 MiB
+# SQLite maps the index of the WAL into memory. Where the disk has no room for a page of it, the process is killed
+# (SIGBUS), so there is room beforehand: for the index of a WAL of 128 MiB.
+SHM_BYTES = 256 * 1024
 
 Execute = Callable[[sqlite3.Cursor, Sessions, Sequence[Entry]], list[bytes]]
 """What entries do, and the reply of each: it depends on nothing but the tables, the sessions and the entries, however
@@ -244,19 +248,21 @@ class StateStore:
                 self.path.touch()
             self._file = StateFile(self.path)  # before there are locks that a reader's end could take
             try:
-                connection, self._wal = self._connect_to(self.path)
+                connection, self._wal, self._shm = self._connect_to(self.path)
             except BaseException:
                 self._file.close()
                 raise
         self._checkpoint_at_frames = WAL_FRAMES
         return connection
 
-    def _connect_to(self, path: Path) -> tuple[sqlite3.Connection, StateFile]:
+    def _connect_to(self, path: Path) -> tuple[sqlite3.Connection, StateFile, StateFile]:
         connection = connect_to_write(path, self._migrations)
         try:
             self._place = read_place(connection, path)
             load_sessions(connection, path, self._sessions)
-            return connection, StateFile(path.with_name(f"{path.name}-wal"))
+            shm = StateFile(path.with_name(f"{path.name}-shm"), os.O_RDWR)
+            os.posix_fallocate(shm.descriptor, 0, SHM_BYTES)
+            return connection, StateFile(path.with_name(f"{path.name}-wal")), shm
         except BaseException:
             connection.close()
             raise
@@ -265,6 +271,7 @@ class StateStore:
         self._tried = None
         self._connection.close()
         self._wal.close()
+        self._shm.close()
         self._file.close()
 
     def _settle(self, base: Mark, membership: Membership) -> None:
