@@ -172,8 +172,8 @@ def test_an_error_of_the_disk_is_never_followed_by_another_try(
 
 def test_the_wal_stays_small_but_while_a_reader_needs_it(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = 200_000
-    monkeypatch.setattr(store_module, "WAL_FRAMES", limit // 4_096)
-    store._checkpoint_at_frames = limit // 4_096
+    monkeypatch.setattr(store_module, "WAL_BYTES", limit)
+    store._checkpoint_at_bytes = limit
     wal = store.path.with_name("state.db-wal")
     sizes = list[int]()
     for end in range(1, 100):
@@ -201,11 +201,11 @@ def test_a_checkpoint_that_finds_no_room_waits_for_the_next(store: StateStore, m
             raise error
 
     advance(store, 10)
-    store._checkpoint_at_frames = 1
+    store._checkpoint_at_bytes = 0
     with monkeypatch.context() as patch:
         patch.setattr(store, "_connection", Full())
         store._checkpoint()
-    assert store._checkpoint_at_frames > store_module.WAL_FRAMES
+    assert store._checkpoint_at_bytes > store_module.WAL_BYTES
     advance(store, 20)
 
 
@@ -220,7 +220,7 @@ def test_what_was_applied_stays_so_if_the_file_cannot_be_written_then(
         raise error
 
     advance(store, 10)
-    store._checkpoint_at_frames = 1
+    store._checkpoint_at_bytes = 0
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "checkpoint", refused)
         advance(store, 20)
@@ -263,7 +263,7 @@ with open(sys.argv[1], "r+b") as file:
 def test_a_reader_that_keeps_entries_from_being_applied_for_a_moment_is_waited_for(store: StateStore) -> None:
     """One that finds the head of the WAL half written takes SQLite's lock for writing to it, `mode=ro` or not, and
     looks again. Here another process holds it until it is told, and a little longer."""
-    store._checkpoint_at_frames = 1
+    store._checkpoint_at_bytes = 0
     advance(store, 10)
     script = [sys.executable, "-c", HOLD_WRITE_LOCK, f"{store.path}-shm"]
     with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
@@ -281,9 +281,9 @@ def test_a_checkpoint_waits_for_no_reader(data_dir: Path, monkeypatch: pytest.Mo
     with closing(open_store(data_dir)) as store, store.reader() as reader, transaction(reader.connection, "BEGIN"):
         reader.mark()
         advance(store, 10)
-        store._checkpoint_at_frames = 1
+        store._checkpoint_at_bytes = 0
         advance(store, 20)
-        assert store._checkpoint_at_frames > store_module.WAL_FRAMES
+        assert store._checkpoint_at_bytes > store_module.WAL_BYTES
         assert store.snapshots.take().mark == mark_of(20)
 
 

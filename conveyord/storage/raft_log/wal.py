@@ -8,7 +8,7 @@ frame that does not fit can therefore be of one transaction only. If it is of tw
 What this cannot tell is damage to the last transaction of all from a crash before it was acknowledged: `Watermark` can,
 unless the power went before that reached the disk.
 
-The format is told in `storage/sqlite_wal.py`.
+Format: https://www.sqlite.org/fileformat2.html#the_write_ahead_log
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-from conveyord.storage.sqlite_wal import FRAME, HEADER
-
+HEADER = struct.Struct(">IIIIIIII")  # magic, version, page size, checkpoint, two salts, two checksums
+FRAME = struct.Struct(">IIIIII")  # page, pages of the database if it ends a transaction, two salts, two checksums
 MAGIC = 0x377F0682  # with the lowest bit set where checksums are of big-endian words
 WORD = 0xFFFFFFFF
 

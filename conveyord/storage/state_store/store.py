@@ -37,7 +37,6 @@ from conveyord.core.raft.sessions import SESSIONS_MAX, WINDOW, Sessions
 from conveyord.core.raft.types import BEGINNING, Entry, Kind, Mark, chain_after
 from conveyord.storage.disk import make_durable_directories
 from conveyord.storage.sqlite_errors import transaction
-from conveyord.storage.sqlite_wal import has_frames
 from conveyord.storage.state_store.connections import checkpoint, connect_to_write
 from conveyord.storage.state_store.content import state_digest
 from conveyord.storage.state_store.faults import damaged_state, translated
@@ -52,7 +51,7 @@ from conveyord.storage.state_store.state_file import StateFile
 
 # So much is written between two checkpoints. Whoever waits for the state then waits for the disk: with more it is for
 # longer, with less it is more often, and the same pages are moved again and again.
-WAL_FRAMES = 1_000  # of a page each: 4 MiB
+WAL_BYTES = 4 * 1024 * 1024
 # SQLite maps the index of the WAL into memory. Where the disk has no room for a page of it, the process is killed
 # (SIGBUS), so there is room beforehand: for the index of a WAL of 128 MiB.
 SHM_BYTES = 256 * 1024
@@ -242,27 +241,28 @@ class StateStore:
     def _connect(self) -> sqlite3.Connection:
         """Open the present generation, and read what is kept in memory of it."""
         self.path = self._layout.state(self.generation)
+        self._wal = f"{self.path}-wal"
         with translated(self.path):
             self.path.parent.mkdir(exist_ok=True)
             if not self.path.exists():
                 self.path.touch()
             self._file = StateFile(self.path)  # before there are locks that a reader's end could take
             try:
-                connection, self._wal, self._shm = self._connect_to(self.path)
+                connection, self._shm = self._connect_to(self.path)
             except BaseException:
                 self._file.close()
                 raise
-        self._checkpoint_at_frames = WAL_FRAMES
+        self._checkpoint_at_bytes = WAL_BYTES
         return connection
 
-    def _connect_to(self, path: Path) -> tuple[sqlite3.Connection, StateFile, StateFile]:
+    def _connect_to(self, path: Path) -> tuple[sqlite3.Connection, StateFile]:
         connection = connect_to_write(path, self._migrations)
         try:
             self._place = read_place(connection, path)
             load_sessions(connection, path, self._sessions)
             shm = StateFile(path.with_name(f"{path.name}-shm"), os.O_RDWR)
             os.posix_fallocate(shm.descriptor, 0, SHM_BYTES)
-            return connection, StateFile(path.with_name(f"{path.name}-wal")), shm
+            return connection, shm
         except BaseException:
             connection.close()
             raise
@@ -270,7 +270,6 @@ class StateStore:
     def _close(self) -> None:
         self._tried = None
         self._connection.close()
-        self._wal.close()
         self._shm.close()
         self._file.close()
 
@@ -368,19 +367,22 @@ class StateStore:
 
     def _checkpoint(self) -> None:
         """Move the WAL into the file, once enough is in it. Pages that a reader still needs stay for the next time."""
-        if has_frames(self._wal.descriptor, self._checkpoint_at_frames):
-            self._move_wal()
+        size = os.stat(self._wal).st_size  # noqa: PTH116 - at every apply, and a Path takes longer than the call
+        if size >= self._checkpoint_at_bytes:
+            self._move_wal(size)
 
-    def _move_wal(self) -> bool:
-        """Move the WAL into the file. Says whether all of it is there now, and on disk."""
+    def _move_wal(self, size: int) -> bool:
+        """Move the WAL into the file. Says whether all of it is there now, and on disk.
+
+        size: what the WAL has.
+        """
         busy, frames, moved = True, -1, -1
         try:
             busy, frames, moved = checkpoint(self._connection)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
                 raise  # nothing was lost by a full disk: the WAL has it all
-        at = self._checkpoint_at_frames if frames < 0 else frames
-        self._checkpoint_at_frames = at + WAL_FRAMES if busy else WAL_FRAMES
+        self._checkpoint_at_bytes = size + WAL_BYTES if busy else WAL_BYTES
         return 0 <= frames == moved
 
     @contextmanager
@@ -393,7 +395,7 @@ class StateStore:
             self._check_usable()
             self._forget()
             with self._failing():
-                is_in_file = self._move_wal()
+                is_in_file = self._move_wal(os.stat(self._wal).st_size)  # noqa: PTH116
             yield is_in_file
 
     @contextmanager
