@@ -167,6 +167,8 @@ def _draw_options(random: Random, nodes: int) -> Options:
         append_bytes=random.choice([1, 200, 1_000, 10_000]),
         inflight_messages=random.choice([1, 2, 8, 64]),
         inflight_bytes=random.choice([300, 8 << 20]),
+        catch_up_entries=0 if heartbeats == 3 else 250,
+        catch_up_bytes=300,
         uncommitted_bytes=random.choice([500, 64 << 20]),
         apply_bytes=random.choice([200, 1_000, 4 << 20]),
         window_bytes=random.choice([0, 1_000, 10_000]),

@@ -46,13 +46,20 @@ class Progress:
     _inflight: deque[tuple[int, int]] = field(default_factory=deque)
     _inflight_bytes: int = 0
 
-    def may_send(self, options: Options) -> bool:
+    def limit_bytes(self, options: Options, commit: int) -> int:
+        """How much may be in flight to it, with what is committed up to `commit`."""
+        is_behind = self.match + options.catch_up_entries < commit
+        return options.catch_up_bytes if is_behind else options.inflight_bytes
+
+    def may_send(self, options: Options, commit: int) -> bool:
         """Whether another append may go out now."""
         if self.fetching is not None or self.mode is Mode.SNAPSHOT:
             return False
         if self.mode is Mode.PROBE:
             return not self.is_waiting
-        return len(self._inflight) < options.inflight_messages and self._inflight_bytes < options.inflight_bytes
+        if len(self._inflight) >= options.inflight_messages:
+            return False
+        return self._inflight_bytes < self.limit_bytes(options, commit)
 
     def sent(self, last: int, size: int) -> None:
         """Entries up to `last` are on their way."""
@@ -76,10 +83,10 @@ class Progress:
         self.next = max(self.next, index + 1)
         return True
 
-    def heard(self, options: Options) -> None:
+    def heard(self, options: Options, commit: int) -> None:
         """It answers heartbeats. Let one more message out, even if all that are in flight have been lost."""
         self.is_waiting = False
-        if self.mode is Mode.REPLICATE and self._inflight and not self.may_send(options):
+        if self.mode is Mode.REPLICATE and self._inflight and not self.may_send(options, commit):
             self._inflight_bytes -= self._inflight.popleft()[1]
 
     def replicate(self) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from conveyord.core.raft.membership import Membership
-from conveyord.core.raft.messages import Accepted, Append, Applied, Dropped, Persisted, Propose, Tick
+from conveyord.core.raft.messages import Accepted, Append, Applied, Dropped, Persisted, Propose, Ready, Tick
 from conveyord.core.raft.node import Loaded, RaftNode
-from conveyord.core.raft.types import ENTRY_BYTES, Entry, Options
+from conveyord.core.raft.types import ENTRY_BYTES, Entry, NodeId, Options
 from tests.unit.raft.rig import Cluster, T
 
 
@@ -17,6 +17,33 @@ def test_messages_in_flight_are_limited_in_number_and_in_bytes() -> None:
     assert sum(message.to == "b" and bool(message.entries) for message in cluster.mail) == 4  # type: ignore[attr-defined]
     cluster.settle()
     assert len(cluster.commands()["b"]) == 20
+
+
+class Counting(Cluster):
+    """Keeps how many entries were in flight to c at most."""
+
+    most_entries = 0
+
+    def seen(self, name: NodeId, ready: Ready) -> None:
+        sent = [m for m in (*self.mail, *ready.messages) if isinstance(m, Append) and m.to == "c"]
+        self.most_entries = max(self.most_entries, sum(len(message.entries) for message in sent))
+
+
+def test_a_peer_that_is_far_behind_is_sent_less_at_a_time_until_it_has_caught_up() -> None:
+    options = Options(catch_up_entries=5, catch_up_bytes=4 * (10 + ENTRY_BYTES))
+    cluster = Counting(options=options)
+    cluster.elect("a")
+    cluster.cut = lambda message: "c" in (message.to, message.sender)
+    cluster.propose("a", *[b"0123456789"] * 20)
+    cluster.settle()
+    cluster.cut = lambda message: False
+    cluster.most_entries = 0
+    cluster.wait(2 * options.heartbeat_seconds)
+    assert cluster.most_entries == 4
+    cluster.propose("a", *[b"0123456789"] * 20)
+    assert cluster.most_entries == 20
+    cluster.settle()
+    assert len(cluster.commands()["c"]) == 40
 
 
 def test_proposals_beyond_the_limit_of_what_is_uncommitted_are_dropped_until_some_are_committed() -> None:
