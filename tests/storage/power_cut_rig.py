@@ -10,8 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE_BYTES = 96 * 1024 * 1024
+BALLAST_BYTES = 64 * 1024
 
 
 class Disk:
@@ -22,7 +25,7 @@ class Disk:
         self.mount_point.mkdir()
         with self.image.open("wb") as file:
             file.truncate(IMAGE_BYTES)
-        subprocess.run(["mkfs.ext4", "-q", str(self.image)], check=True)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(self.image)], check=True)
         self.mount()
 
     def mount(self) -> None:
@@ -47,3 +50,13 @@ class Disk:
         print(ended.stderr)  # a test that fails shows it
         # The cut may fall into a line; what was not said to its end was not said.
         return [line for line in ended.stdout.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def leave(disk: Disk, size: int) -> None:
+    """Fill the disk, and give so much of it back."""
+    path = disk.mount_point / "ballast"
+    with path.open("ab", buffering=0) as ballast, pytest.raises(OSError, match="No space left"):
+        while True:
+            ballast.write(bytes(BALLAST_BYTES))
+    os.truncate(path, max(0, path.stat().st_size - size))
+    subprocess.run(["sync", "-f", str(path)], check=True)  # ext4 hands freed blocks out again after that

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import statistics
 import tempfile
@@ -118,6 +119,14 @@ def _of_file_system(place: Path) -> Finding:
     if kind in MEMORY:
         return Finding(
             "file system", "warning", f"{place} is on {kind}, in memory", "all is lost with a restart; use a disk"
+        )
+    if (block_bytes := os.statvfs(place).f_bsize) < mmap.PAGESIZE:
+        return Finding(
+            "file system",
+            "warning",
+            f"{place} is on {kind} with blocks of {block_bytes} bytes, smaller than a page of memory",
+            "if it is full, a file that is mapped into memory can end the process (SIGBUS); make one with blocks of "
+            f"{mmap.PAGESIZE} bytes, as with `mkfs.ext4 -b {mmap.PAGESIZE}`",
         )
     return Finding("file system", "ok" if kind else "info", kind or "its kind cannot be seen here")
 

@@ -35,7 +35,7 @@ from conveyord.core.errors import Corrupt, Refused, StorageFull
 from conveyord.core.raft.membership import NOBODY, Membership, decode
 from conveyord.core.raft.sessions import SESSIONS_MAX, WINDOW, Sessions
 from conveyord.core.raft.types import BEGINNING, Entry, Kind, Mark, chain_after
-from conveyord.storage.disk import make_durable_directories
+from conveyord.storage.disk import ensure_room, make_durable_directories
 from conveyord.storage.sqlite_errors import transaction
 from conveyord.storage.state_store.connections import checkpoint, connect_to_write
 from conveyord.storage.state_store.content import state_digest
@@ -52,9 +52,11 @@ from conveyord.storage.state_store.state_file import StateFile
 # So much is written between two checkpoints. Whoever waits for the state then waits for the disk: with more it is for
 # longer, with less it is more often, and the same pages are moved again and again.
 WAL_BYTES = 4 * 1024 * 1024
-# SQLite maps the index of the WAL into memory. Where the disk has no room for a page of it, the process is killed
-# (SIGBUS), so there is room beforehand: for the index of a WAL of 128 MiB.
+# SQLite maps the index of the WAL into memory. Where the disk has no room for a page of it, the process is killed by
+# SIGBUS, on file systems whose blocks are smaller than pages (ext4 does that below 512 MiB; SQLite writes one byte of
+# each page beforehand). So a state is opened where there is some, and takes it for the index of a WAL of 128 MiB.
 SHM_BYTES = 256 * 1024
+ROOM_BYTES = 1024 * 1024
 
 Execute = Callable[[sqlite3.Cursor, Sessions, Sequence[Entry]], list[bytes]]
 """What entries do, and the reply of each: it depends on nothing but the tables, the sessions and the entries, however
@@ -243,6 +245,7 @@ class StateStore:
         self.path = self._layout.state(self.generation)
         self._wal = f"{self.path}-wal"
         with translated(self.path):
+            ensure_room(self.path.parent.parent, ROOM_BYTES)
             self.path.parent.mkdir(exist_ok=True)
             if not self.path.exists():
                 self.path.touch()
@@ -261,11 +264,16 @@ class StateStore:
             self._place = read_place(connection, path)
             load_sessions(connection, path, self._sessions)
             shm = StateFile(path.with_name(f"{path.name}-shm"), os.O_RDWR)
-            os.posix_fallocate(shm.descriptor, 0, SHM_BYTES)
-            return connection, shm
         except BaseException:
             connection.close()
             raise
+        try:
+            os.posix_fallocate(shm.descriptor, 0, SHM_BYTES)
+        except BaseException:
+            connection.close()
+            shm.close()
+            raise
+        return connection, shm
 
     def _close(self) -> None:
         self._tried = None

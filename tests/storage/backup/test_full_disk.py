@@ -5,8 +5,6 @@ Needs root and a kernel that mounts ext4 on a loop device.
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,20 +17,9 @@ from conveyord.storage.backup.switching import refuse_unfinished
 from tests.storage.backup.rig import ABOUT, made, make_node, script, snapshot_of, start
 from tests.storage.backup.test_backups import at
 from tests.storage.backup.test_restore import node_content
-from tests.storage.power_cut_rig import Disk
+from tests.storage.power_cut_rig import BALLAST_BYTES, Disk, leave
 
 pytestmark = pytest.mark.check
-STEP_BYTES = 64 * 1024
-
-
-def leave(disk: Disk, size: int) -> None:
-    """Fill the disk, and give so much of it back."""
-    path = disk.mount_point / "ballast"
-    with path.open("ab", buffering=0) as ballast, pytest.raises(OSError, match="No space left"):
-        while True:
-            ballast.write(bytes(STEP_BYTES))
-    os.truncate(path, max(0, path.stat().st_size - size))
-    subprocess.run(["sync", "-f", str(path)], check=True)  # ext4 hands freed blocks out again after that
 
 
 def test_a_backup_that_finds_no_room_leaves_the_others(disk: Disk, tmp_path: Path) -> None:
@@ -69,7 +56,7 @@ def test_without_room_nothing_is_replaced(disk: Disk, tmp_path: Path, what: str)
 
     refused = 0
     for left in range(40):
-        leave(disk, left * STEP_BYTES)
+        leave(disk, left * BALLAST_BYTES)
         try:
             act()
         except StorageFull:
