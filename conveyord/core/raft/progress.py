@@ -57,9 +57,11 @@ class Progress:
             return False
         if self.mode is Mode.PROBE:
             return not self.is_waiting
-        if len(self._inflight) >= options.inflight_messages:
-            return False
-        return self._inflight_bytes < self.limit_bytes(options, commit)
+        return not self._is_full(options, commit)
+
+    def _is_full(self, options: Options, commit: int) -> bool:
+        is_many = len(self._inflight) >= options.inflight_messages
+        return is_many or self._inflight_bytes >= self.limit_bytes(options, commit)
 
     def sent(self, last: int, size: int) -> None:
         """Entries up to `last` are on their way."""
@@ -86,7 +88,7 @@ class Progress:
     def heard(self, options: Options, commit: int) -> None:
         """It answers heartbeats. Let one more message out, even if all that are in flight have been lost."""
         self.is_waiting = False
-        if self.mode is Mode.REPLICATE and self._inflight and not self.may_send(options, commit):
+        while self._inflight and self._is_full(options, commit):
             self._inflight_bytes -= self._inflight.popleft()[1]
 
     def replicate(self) -> None:

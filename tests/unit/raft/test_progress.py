@@ -53,6 +53,17 @@ def test_who_lacks_much_that_is_committed_has_less_in_flight_until_it_has_caught
     assert progress.may_send(options, 16)
 
 
+def test_one_heartbeat_lets_one_message_out_however_much_was_lost() -> None:
+    options = Options(inflight_bytes=100, catch_up_entries=10, catch_up_bytes=20)
+    progress = replicating(match=5)
+    for index in range(6, 16):
+        progress.sent(index, 10)
+    progress.heard(options, 1_000)
+    assert progress.may_send(options, 1_000)
+    progress.sent(16, 10)
+    assert not progress.may_send(options, 1_000)
+
+
 def test_an_acknowledgement_stands_for_all_before_it_and_an_old_one_for_nothing() -> None:
     progress = replicating()
     progress.sent(6, 50)
