@@ -81,7 +81,7 @@ class Latencies:
     busy_seconds: list[float] = field(default_factory=list)
 
     def figures(self) -> dict[str, float]:
-        """Of all times together: one takes half a second, which is some sixty batches, and their p99 the slowest."""
+        """Of all times together: of one, of some sixty batches, p99 is the slowest. Seconds: of all nodes, a time."""
         return {
             "snapshot_p99": percentile(self.during, 0.99) / percentile(self.calm, 0.99),
             "snapshot_p50": percentile(self.during, 0.5) / percentile(self.calm, 0.5),
@@ -101,7 +101,7 @@ async def snapshots(cluster: Cluster, into: Latencies) -> None:
     cluster.go_on(late)
     since, found, busy = time.monotonic(), Intervals(), Intervals()
     with trio.fail_after(WAIT_SECONDS):
-        # As long as it takes until there were both, and as much of calm time after it.
+        # As long as it takes until there was one, and as much of calm time after it.
         while not busy or sum(spent(busy)) > time.monotonic() - since - 5 * PART_SECONDS:
             found += await cluster.load(leader, PUT, OUTSTANDING, PART_SECONDS)
             busy = [one for one in await cluster.busy() if one[1] > since]

@@ -40,13 +40,6 @@ def make_durable_directories(path: Path) -> None:
         sync_directory(path)
 
 
-def ensure_room(directory: Path, size_bytes: int) -> None:
-    """Raise OSError (ENOSPC) if so much is not free, but for what is kept for root. Others may take it at any time."""
-    found = os.statvfs(directory)
-    if found.f_bavail * found.f_frsize < size_bytes:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 def write_all(descriptor: int, parts: Sequence[bytes | memoryview], offset: int) -> None:
     """Write `parts` one after the other from `offset` on, however often the kernel stops short."""
     left = [memoryview(part) for part in parts if len(part)]

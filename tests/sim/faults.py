@@ -167,8 +167,7 @@ def _draw_options(random: Random, nodes: int) -> Options:
         append_bytes=random.choice([1, 200, 1_000, 10_000]),
         inflight_messages=random.choice([1, 2, 8, 64]),
         inflight_bytes=random.choice([300, 8 << 20]),
-        catch_up_entries=0 if heartbeats == 3 else 250,
-        catch_up_bytes=300,
+        inflight_bytes_min=300 if heartbeats == 3 else 8 << 20,  # likewise
         uncommitted_bytes=random.choice([500, 64 << 20]),
         apply_bytes=random.choice([200, 1_000, 4 << 20]),
         window_bytes=random.choice([0, 1_000, 10_000]),

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from conveyord.core.errors import Corrupt, Refused, StorageFull
 from conveyord.core.raft.snapshot_info import SnapshotInfo
-from conveyord.storage.state_store import packing, receiving
+from conveyord.storage.state_store import packing, receiving, shared_memory
 from conveyord.storage.state_store import store as store_module
 from conveyord.storage.state_store.layout import Layout
 from conveyord.storage.state_store.packing import pack
@@ -395,6 +395,19 @@ def test_a_switch_to_what_is_not_staged_leaves_the_state_usable(
     with pytest.raises(AssertionError):
         store.switch(mark_of(HELD))
     assert advance(store, HELD + 1)
+
+
+def test_a_switch_without_room_leaves_the_state_usable_until_there_is_some(
+    store: StateStore, data_dir: Path, sent: SnapshotFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive(data_dir, sent.path.read_bytes(), sent.info)
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_memory, "ROOM_BYTES", 1 << 60)
+        with pytest.raises(StorageFull, match="are free on this disk, 1048576 TiB are needed at least; free space"):
+            store.switch(sent.info.mark)
+        assert advance(store, HELD + 1)
+    store.switch(sent.info.mark)
+    assert check_state(store) == SENT
 
 
 def test_a_switch_that_fails_halfway_is_completed_by_the_next_start(

@@ -284,6 +284,20 @@ def test_sqlite_keeps_its_locks_through_snapshots_readers_and_the_end_of_the_sto
     assert (path.stat().st_dev, path.stat().st_ino) not in state_file._open
 
 
+def test_a_reader_that_outlives_the_store_keeps_the_wal_from_another_process(store: StateStore) -> None:
+    path = store.path
+    with store.reader() as reader:
+        reader.connection.execute("BEGIN")
+        before = reader.place()
+        advance(store, before.mark.index + 50)
+        store.close()
+        look = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT * FROM sqlite_schema').fetchall()"
+        subprocess.run([sys.executable, "-c", look, str(path)], check=True)
+        assert reader.place() == before
+        reader.connection.execute("COMMIT")
+        assert reader.place().mark.index == before.mark.index + 50
+
+
 @pytest.mark.parametrize("way", ["open", "switch"])
 def test_sqlite_keeps_its_locks_beside_a_reader_that_comes_and_goes_while_a_state_is_opened(
     store: StateStore, data_dir: Path, sent: SnapshotFile, monkeypatch: pytest.MonkeyPatch, way: str

@@ -7,6 +7,12 @@
 | REPLICATE | up to the limits in flight, without waiting | reply: rejected | PROBE |
 | | | its entries are compacted | SNAPSHOT |
 | SNAPSHOT | heartbeats | the stream ended, or the peer has caught up otherwise | PROBE |
+
+How many bytes may be in flight is found anew with each heartbeat that is answered: twice as many as there were at most
+since the one before, if anything was acknowledged. So a peer that takes more gets more, over a long way as well, and
+one that falls silent is left with little, which it need not write all at once when it comes back, while others that
+share its disk and processor wait (docs/benchmarks.md, "Raft"). It is what TCP does about a window that is not used up
+(RFC 7661), by heartbeats.
 """
 
 from __future__ import annotations
@@ -45,23 +51,25 @@ class Progress:
     fetching: int | None = None
     _inflight: deque[tuple[int, int]] = field(default_factory=deque)
     _inflight_bytes: int = 0
+    _most_bytes: int = 0  # in flight since a heartbeat was answered
+    _wished_bytes: int = 0
+    _has_news: bool = False
 
-    def limit_bytes(self, options: Options, commit: int) -> int:
-        """How much may be in flight to it, with what is committed up to `commit`."""
-        is_behind = self.match + options.catch_up_entries < commit
-        return options.catch_up_bytes if is_behind else options.inflight_bytes
+    def limit_bytes(self, options: Options) -> int:
+        """How much may be in flight to it."""
+        return min(max(self._wished_bytes, options.inflight_bytes_min), options.inflight_bytes)
 
-    def may_send(self, options: Options, commit: int) -> bool:
+    def may_send(self, options: Options) -> bool:
         """Whether another append may go out now."""
         if self.fetching is not None or self.mode is Mode.SNAPSHOT:
             return False
         if self.mode is Mode.PROBE:
             return not self.is_waiting
-        return not self._is_full(options, commit)
+        return not self._is_full(options)
 
-    def _is_full(self, options: Options, commit: int) -> bool:
+    def _is_full(self, options: Options) -> bool:
         is_many = len(self._inflight) >= options.inflight_messages
-        return is_many or self._inflight_bytes >= self.limit_bytes(options, commit)
+        return is_many or self._inflight_bytes >= self.limit_bytes(options)
 
     def sent(self, last: int, size: int) -> None:
         """Entries up to `last` are on their way."""
@@ -71,6 +79,7 @@ class Progress:
         self.next = last + 1
         self._inflight.append((last, size))
         self._inflight_bytes += size
+        self._most_bytes = max(self._most_bytes, self._inflight_bytes)
 
     def agreed(self, index: int) -> bool:
         """It has everything up to `index`. Returns whether that is news."""
@@ -81,14 +90,17 @@ class Progress:
             self._inflight_bytes -= self._inflight.popleft()[1]
         if index == self.match:
             return False
-        self.match = index
+        self.match, self._has_news = index, True
         self.next = max(self.next, index + 1)
         return True
 
-    def heard(self, options: Options, commit: int) -> None:
+    def heard(self, options: Options) -> None:
         """It answers heartbeats. Let one more message out, even if all that are in flight have been lost."""
         self.is_waiting = False
-        while self._inflight and self._is_full(options, commit):
+        if self._has_news or not self._inflight:
+            self._wished_bytes = 2 * self._most_bytes
+        self._most_bytes, self._has_news = self._inflight_bytes, False
+        while self._inflight and self._is_full(options):
             self._inflight_bytes -= self._inflight.popleft()[1]
 
     def replicate(self) -> None:
@@ -106,4 +118,4 @@ class Progress:
     def _settle(self, mode: Mode, next_index: int) -> None:
         self.mode, self.next, self.is_waiting, self.fetching = mode, next_index, False, None
         self._inflight.clear()
-        self._inflight_bytes = 0
+        self._inflight_bytes = self._most_bytes = self._wished_bytes = 0

@@ -41,7 +41,7 @@ def broadcast(state: State, leading: Leadership) -> None:
 def send_entries(state: State, leading: Leadership, peer: NodeId, *, even_if_none: bool = False) -> None:
     """Send one peer what it lacks. even_if_none: one message at least, to tell the commit index or to probe."""
     progress, log = leading.peers[peer], state.log
-    while progress.may_send(state.options, state.commit):
+    while progress.may_send(state.options):
         if progress.next > log.last and not even_if_none:
             return
         even_if_none = False
@@ -50,7 +50,7 @@ def send_entries(state: State, leading: Leadership, peer: NodeId, *, even_if_non
             progress.snapshot()
             state.outbox.snapshots.append(peer)
             return
-        most_bytes = min(state.options.append_bytes, progress.limit_bytes(state.options, state.commit))
+        most_bytes = min(state.options.append_bytes, progress.limit_bytes(state.options))
         entries = log.slice(progress.next, log.last + 1, most_bytes)
         if entries is None:
             progress.fetching = progress.next
@@ -74,8 +74,7 @@ def on_fetched(state: State, leading: Leadership, event: Fetched) -> None:
         return  # it has moved on meanwhile
     progress.fetching = None
     prev_term = state.log.term(event.first - 1)
-    may_send = progress.next == event.first and progress.may_send(state.options, state.commit)
-    if event.entries and prev_term is not None and may_send:
+    if event.entries and prev_term is not None and progress.next == event.first and progress.may_send(state.options):
         _send(state, leading, event.peer, prev_term, event.entries)
     send_entries(state, leading, event.peer)
 
@@ -135,7 +134,7 @@ def on_heartbeat_reply(state: State, leading: Leadership, message: HeartbeatRepl
         return
     progress.acked_at = state.now
     progress.round = max(progress.round, message.round)
-    progress.heard(state.options, state.commit)
+    progress.heard(state.options)
     if progress.match < state.log.last:
         # Lost appends show only when something follows them, so something must.
         send_entries(state, leading, message.sender, even_if_none=True)

@@ -101,9 +101,8 @@ class Options:
     """Limits and times of one node; every node of a cluster should have the same times.
 
     election_timeout_seconds: T. A follower that hears nobody campaigns after T to 2 T, and no vote is given within T
-    of hearing a leader. append_bytes: of the entries of one message. inflight_*: sent to a peer and not acknowledged.
-    catch_up_*: a peer that lacks more committed entries than so many has fewer bytes in flight, as no commit waits for
-    it: what it takes at once, its disk, and whoever shares that, is busy with (docs/benchmarks.md, "Raft").
+    of hearing a leader. append_bytes: of the entries of one message. inflight_*: sent to a peer and not acknowledged;
+    how much, between `inflight_bytes_min` and `inflight_bytes`, is as `progress.py` says.
     uncommitted_bytes: proposals beyond it are dropped, as a leader that cannot commit must not fill its disk; so they
     are where its own disk lags that much. window_bytes: of committed entries held in memory; older ones are read from
     the disk. promotion_lag: how many entries a learner may miss and still be made a voter. reads: that wait to be
@@ -117,8 +116,7 @@ class Options:
     append_bytes: int = 1 << 20
     inflight_messages: int = 64
     inflight_bytes: int = 8 << 20
-    catch_up_entries: int = 250
-    catch_up_bytes: int = 256 << 10
+    inflight_bytes_min: int = 256 << 10
     uncommitted_bytes: int = 64 << 20
     apply_bytes: int = 4 << 20
     window_bytes: int = 16 << 20

@@ -97,17 +97,21 @@ class Applying:
 
     def _switch(self, mark: Mark, report: Report) -> None:
         before = self._state.mark
-        self._state.switch(mark)
-        report(lambda: self._on_switched(before, mark))
+        if self._with_room(lambda: self._state.switch(mark)):
+            report(lambda: self._on_switched(before, mark))
 
     def _apply(self, entries: tuple[Entry, ...], report: Report) -> None:
         have = self._state.mark.index  # a snapshot may have come before them
         rest = entries if entries[0].index > have else tuple(entry for entry in entries if entry.index > have)
-        if not rest:
-            return
+        replies = list[bytes]()
+        if rest and self._with_room(lambda: replies.extend(self._state.apply(rest))):
+            report(partial(self._on_applied, rest, replies))
+
+    def _with_room(self, act: Callable[[], None]) -> bool:
+        """Do it as soon as the disk has room for it. False: this is stopping, and nothing came of it."""
         while not self._worker.is_stopping:
             try:
-                replies = self._state.apply(rest)
+                act()
             except StorageFull as error:
                 if not self.is_full:
                     log.error("the disk of the state is full; what is committed waits for it", reason=str(error))
@@ -115,8 +119,8 @@ class Applying:
                 time.sleep(AGAIN_SECONDS)
             else:
                 self.is_full = False
-                report(partial(self._on_applied, rest, replies))
-                return
+                return True
+        return False
 
 
 class Later:

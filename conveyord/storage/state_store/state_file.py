@@ -28,13 +28,13 @@ _guard = threading.RLock()  # the end of a user that was not closed may come at 
 class StateFile:
     """A share of the descriptor of one file; usable from any thread. Letting go of the last share closes it."""
 
-    def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
-        """path: a state that exists, or what SQLite keeps beside it. flags: of `open`. Raises OSError."""
+    def __init__(self, path: Path) -> None:
+        """path: a state that exists. Raises OSError."""
         with _guard:
             status = path.stat()
             key = status.st_dev, status.st_ino
             if key not in _open:
-                _open[key] = _Open(os.open(path, flags | os.O_CLOEXEC), 0)
+                _open[key] = _Open(os.open(path, os.O_RDONLY | os.O_CLOEXEC), 0)
             _open[key].users += 1
             self.descriptor = _open[key].descriptor
             self._let_go = weakref.finalize(self, _let_go, key)

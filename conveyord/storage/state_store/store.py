@@ -35,7 +35,7 @@ from conveyord.core.errors import Corrupt, Refused, StorageFull
 from conveyord.core.raft.membership import NOBODY, Membership, decode
 from conveyord.core.raft.sessions import SESSIONS_MAX, WINDOW, Sessions
 from conveyord.core.raft.types import BEGINNING, Entry, Kind, Mark, chain_after
-from conveyord.storage.disk import ensure_room, make_durable_directories
+from conveyord.storage.disk import make_durable_directories
 from conveyord.storage.sqlite_errors import transaction
 from conveyord.storage.state_store.connections import checkpoint, connect_to_write
 from conveyord.storage.state_store.content import state_digest
@@ -44,6 +44,7 @@ from conveyord.storage.state_store.layout import Layout
 from conveyord.storage.state_store.reader import StateReader
 from conveyord.storage.state_store.schema import Migration, Place, read_place, write_mark, write_place
 from conveyord.storage.state_store.session_rows import load_sessions, store_changes
+from conveyord.storage.state_store.shared_memory import ensure_room, take_room
 from conveyord.storage.state_store.snapshot_file import SnapshotFile
 from conveyord.storage.state_store.snapshots import Snapshots
 from conveyord.storage.state_store.staging import check_staged, stage
@@ -52,11 +53,6 @@ from conveyord.storage.state_store.state_file import StateFile
 # So much is written between two checkpoints. Whoever waits for the state then waits for the disk: with more it is for
 # longer, with less it is more often, and the same pages are moved again and again.
 WAL_BYTES = 4 * 1024 * 1024
-# SQLite maps the index of the WAL into memory. Where the disk has no room for a page of it, the process is killed by
-# SIGBUS, on file systems whose blocks are smaller than pages (ext4 does that below 512 MiB; SQLite writes one byte of
-# each page beforehand). So a state is opened where there is some, and takes it for the index of a WAL of 128 MiB.
-SHM_BYTES = 256 * 1024
-ROOM_BYTES = 1024 * 1024
 
 Execute = Callable[[sqlite3.Cursor, Sessions, Sequence[Entry]], list[bytes]]
 """What entries do, and the reply of each: it depends on nothing but the tables, the sessions and the entries, however
@@ -116,6 +112,7 @@ class StateStore:
         with translated(directory):
             make_durable_directories(directory)
             layout.clear()
+        ensure_room(directory)
         store = cls(layout, migrations, sessions_max, window)
         try:
             store._settle(base, membership)
@@ -215,6 +212,7 @@ class StateStore:
         self._forget()
         assert mark.index > self.mark.index, (mark, self.mark)
         check_staged(self._layout, mark)
+        ensure_room(self._layout.directory)  # later the old state is gone
         former = self.generation
         self._failed = f"switching to the snapshot of entry {mark.index} was not completed"
         with translated(self.path):
@@ -245,40 +243,32 @@ class StateStore:
         self.path = self._layout.state(self.generation)
         self._wal = f"{self.path}-wal"
         with translated(self.path):
-            ensure_room(self.path.parent.parent, ROOM_BYTES)
             self.path.parent.mkdir(exist_ok=True)
             if not self.path.exists():
                 self.path.touch()
             self._file = StateFile(self.path)  # before there are locks that a reader's end could take
             try:
-                connection, self._shm = self._connect_to(self.path)
+                connection = self._connect_to(self.path)
             except BaseException:
                 self._file.close()
                 raise
         self._checkpoint_at_bytes = WAL_BYTES
         return connection
 
-    def _connect_to(self, path: Path) -> tuple[sqlite3.Connection, StateFile]:
+    def _connect_to(self, path: Path) -> sqlite3.Connection:
         connection = connect_to_write(path, self._migrations)
         try:
             self._place = read_place(connection, path)
             load_sessions(connection, path, self._sessions)
-            shm = StateFile(path.with_name(f"{path.name}-shm"), os.O_RDWR)
+            take_room(path)
         except BaseException:
             connection.close()
             raise
-        try:
-            os.posix_fallocate(shm.descriptor, 0, SHM_BYTES)
-        except BaseException:
-            connection.close()
-            shm.close()
-            raise
-        return connection, shm
+        return connection
 
     def _close(self) -> None:
         self._tried = None
         self._connection.close()
-        self._shm.close()
         self._file.close()
 
     def _settle(self, base: Mark, membership: Membership) -> None:

@@ -232,6 +232,34 @@ async def test_a_follower_that_has_to_write_applies_later_unless_somebody_reads_
         assert all(isinstance(outcome, Done) for outcome in outcomes)
 
 
+async def test_a_follower_that_becomes_the_leader_waits_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "BEHIND_SECONDS", 10 * WAIT_SECONDS)
+    async with cluster(tmp_path, *NAMES) as rig:
+        leader = await rig.leader()
+        session = await opened(leader)
+        follower = next(member.up for member in rig.wires.members.values() if member.up is not leader)
+        outcomes = list[Outcome]()
+        with trio.fail_after(WAIT_SECONDS):
+            number = 0
+            while follower._behind is None or not follower._behind.is_open:
+                number += 1
+                leader.propose(command(session, number, number, ("write", 1, number)), outcomes.append)
+                await trio.sleep(0.001)
+        leader.transfer(follower.node_id)
+        await reached(follower, lambda now: now.role is Role.LEADER and now.applied == now.commit >= number)
+
+
+async def test_members_that_are_busy_apply_at_different_times(tmp_path: Path) -> None:
+    async with cluster(tmp_path, *NAMES) as rig:
+        await rig.leader()
+        seconds = {member._behind_seconds(driver.BUSY_ENTRIES) for member in rig.up}
+    assert len(seconds) == 3
+    assert max(seconds) == driver.BUSY_BEHIND_SECONDS
+    assert min(seconds) > driver.BEHIND_SECONDS
+
+
 class SlowSnapshots:
     """A state whose snapshots take as long as the test says."""
 

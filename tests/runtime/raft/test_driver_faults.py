@@ -13,15 +13,17 @@ import trio
 from conveyord.core.errors import OutcomeUnknown, StorageFull
 from conveyord.core.raft.messages import Write
 from conveyord.core.raft.state import Role
-from conveyord.core.raft.types import Entry
+from conveyord.core.raft.types import Entry, Mark
 from conveyord.runtime.raft import applying, health
 from conveyord.runtime.raft.driver import Driver
 from conveyord.runtime.raft.outcomes import Done, Outcome, Unknown
 from conveyord.runtime.raft.ports import LogPort, StatePort
+from conveyord.runtime.raft.snapshots import Policy
 from tests.runtime.raft.rig import WAIT_SECONDS, Rig, cluster, opened, reached, written
 from tests.sim.machine import command
 
 NAMES = ("a", "b", "c")
+SMALL = Policy(every_entries=40, kept_entries=10)
 
 
 class SickLog:
@@ -68,6 +70,12 @@ class FullState:
             self.refusals -= 1
             raise StorageFull("no room; free space")
         return self._state.apply(entries)
+
+    def switch(self, mark: Mark) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise StorageFull("no room; free space")
+        self._state.switch(mark)
 
 
 class Sick:
@@ -177,3 +185,23 @@ async def test_a_state_without_room_is_tried_again_and_nothing_is_left_out(
         assert sick.states[0].refusals == 0
         await reached(driver, lambda standing: standing.role is Role.LEADER)
         await rig.agree({1: 1})
+
+
+async def test_a_snapshot_waits_until_there_is_room_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(applying, "AGAIN_SECONDS", 0.05)
+    sick = Sick()
+    async with cluster(tmp_path, *NAMES, policy=SMALL, state_of=sick.state) as rig:
+        leader = await rig.leader()
+        late = next(member for member in rig.wires.members.values() if member.up is not leader)
+        await late.stop()
+        session = await opened(leader)
+        for number in range(1, 201):
+            assert isinstance(await written(leader, session, number, 1, number), Done)
+        with trio.fail_after(WAIT_SECONDS):
+            while leader._node.state.log.base.index < 100:
+                await trio.sleep(0.01)
+        await rig.start(late)
+        sick.states[-1].refusals = 3
+        await reached(late.up, lambda standing: standing.applied >= 200)
+        assert sick.states[-1].refusals == 0
+        await rig.agree({1: 200})
