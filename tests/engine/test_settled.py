@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,8 +55,9 @@ def test_the_source_hears_of_the_floor_alone_in_whatever_order_batches_are_settl
     trio.run(main)
 
 
-async def test_a_sink_commits_within_the_time_that_a_batch_asks_for(data_dir: Path, autojump_clock: MockClock) -> None:
-    """The clock jumps when everybody waits; sinks work in threads, so only how far it got at least is known."""
+async def test_a_sink_commits_within_the_time_that_a_batch_asks_for(data_dir: Path, mock_clock: MockClock) -> None:
+    """Sinks work in threads, whose time is real: a clock that jumps when all tasks wait would be hours ahead."""
+    mock_clock.rate = 100.0
     config = FileJsonlConfig.model_validate({"path": str(data_dir / "out"), "commit": {"every": "1h"}})
     sink = FileJsonlSink(config, context(data_dir, "out"))
     await sink.open()
@@ -74,9 +74,8 @@ async def test_a_sink_commits_within_the_time_that_a_batch_asks_for(data_dir: Pa
             await send.send(batch(number, within))
         while len(settled) < 3:
             await trio.sleep(1)
-        assert math.isclose(settled[0], settled[2]), "all share the commit of the most urgent"
-        assert 5.0 <= settled[0] < 3600
-        assert sink.report().commits == 1
+        assert 5.0 <= settled[0] <= settled[2] < 3600
+        assert sink.report().commits == 1, "all share the commit of the most urgent"
         await send.send(batch(3, None))
         await trio.sleep(100)
         assert len(settled) == 3, "nobody waits for this one"
