@@ -247,12 +247,12 @@ def test_without_the_sync_of_a_snapshot_the_same_cut_leaves_a_gap(disk: Disk) ->
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 600 KiB."""
+    """A file system of 4 MiB."""
     if os.geteuid() != 0:
         pytest.fail("full-disk tests mount a file system and need root: run `make check` as root")
     place = tmp_path / "small"
     place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], check=True)
     try:
         yield place
     finally:
@@ -264,16 +264,15 @@ def test_a_store_on_a_full_disk_goes_on_from_where_it_was_when_there_is_room(
     small_disk: Path, memory_dir: Path, sent: SnapshotFile
 ) -> None:
     """Applying, taking, receiving, staging and switching, each on a disk that has less and less room."""
-    refusals = 0
-    for room in range(0, 560_000, 6_000):
+    refusals, rooms = 0, range(0, 2_000_000, 20_000)
+    for room in rooms:
         ballast, home = small_disk / "ballast", small_disk / "home"
-        ballast.write_bytes(bytes(560_000 - room))
-        follower = None
+        home.mkdir()
+        follower: Follower | None = Follower(home)  # a state is not opened without room
+        ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - room))
         for _ in range(2):  # the second time with the room that it lacked
             try:
-                if follower is None:
-                    home.mkdir(exist_ok=True)
-                    follower = Follower(home)
+                follower = follower or Follower(home)
                 live_on(follower, sent)
             except StorageFull:
                 refusals += 1
@@ -286,4 +285,4 @@ def test_a_store_on_a_full_disk_goes_on_from_where_it_was_when_there_is_room(
         follower.close()
         shutil.rmtree(home)
         ballast.unlink(missing_ok=True)
-    assert refusals > 10
+    assert 10 < refusals < len(rooms)
