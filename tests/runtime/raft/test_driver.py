@@ -204,6 +204,17 @@ async def test_what_is_committed_is_answered_before_the_state_has_it_and_reads_w
         await rig.agree({1: 7})
 
 
+async def put_off(leader: driver.Driver, follower: driver.Driver, session: int, outcomes: list[Outcome]) -> int:
+    """Write, many at a time, so that there is always more to write, until the follower puts off applying."""
+    number = 0
+    with trio.fail_after(WAIT_SECONDS):
+        while follower._behind is None or not follower._behind.is_open:
+            number += 1
+            leader.propose(command(session, number, number, ("write", 1, number)), outcomes.append)
+            await trio.sleep(0.001)
+    return number
+
+
 @pytest.mark.parametrize(("name", "many"), [("BEHIND_SECONDS", 128), ("BUSY_BEHIND_SECONDS", 1)])
 async def test_a_follower_that_has_to_write_applies_later_unless_somebody_reads_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, many: int
@@ -216,12 +227,8 @@ async def test_a_follower_that_has_to_write_applies_later_unless_somebody_reads_
         session = await opened(leader)
         follower = next(member.up for member in rig.wires.members.values() if member.up is not leader)
         outcomes = list[Outcome]()
+        number = await put_off(leader, follower, session, outcomes)
         with trio.fail_after(WAIT_SECONDS):
-            number = 0
-            while follower._behind is None or not follower._behind.is_open:  # many at a time: there is always a write
-                number += 1
-                leader.propose(command(session, number, number, ("write", 1, number)), outcomes.append)
-                await trio.sleep(0.001)
             behind = follower.standing
             assert behind.applied < behind.commit
             assert await follower.read_index() >= behind.commit
@@ -240,13 +247,7 @@ async def test_a_follower_that_becomes_the_leader_waits_no_longer(
         leader = await rig.leader()
         session = await opened(leader)
         follower = next(member.up for member in rig.wires.members.values() if member.up is not leader)
-        outcomes = list[Outcome]()
-        with trio.fail_after(WAIT_SECONDS):
-            number = 0
-            while follower._behind is None or not follower._behind.is_open:
-                number += 1
-                leader.propose(command(session, number, number, ("write", 1, number)), outcomes.append)
-                await trio.sleep(0.001)
+        number = await put_off(leader, follower, session, [])
         leader.transfer(follower.node_id)
         await reached(follower, lambda now: now.role is Role.LEADER and now.applied == now.commit >= number)
 

@@ -53,9 +53,10 @@ class SickLog:
 class FullState:
     """A real state whose disk has no room for so many attempts."""
 
-    def __init__(self, state: StatePort) -> None:
+    def __init__(self, state: StatePort, switch_refusals: int) -> None:
         self._state = state
         self.refusals = 0
+        self.switch_refusals = switch_refusals
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._state, name)
@@ -72,8 +73,8 @@ class FullState:
         return self._state.apply(entries)
 
     def switch(self, mark: Mark) -> None:
-        if self.refusals:
-            self.refusals -= 1
+        if self.switch_refusals:
+            self.switch_refusals -= 1
             raise StorageFull("no room; free space")
         self._state.switch(mark)
 
@@ -84,13 +85,14 @@ class Sick:
     def __init__(self) -> None:
         self.logs = list[SickLog]()
         self.states = list[FullState]()
+        self.switch_refusals = 0
 
     def log(self, log: LogPort) -> LogPort:
         self.logs.append(SickLog(log))
         return self.logs[-1]  # type: ignore[return-value]
 
     def state(self, state: StatePort) -> StatePort:
-        self.states.append(FullState(state))
+        self.states.append(FullState(state, self.switch_refusals))
         return self.states[-1]  # type: ignore[return-value]
 
     def of(self, driver: Driver) -> SickLog:
@@ -200,8 +202,8 @@ async def test_a_snapshot_waits_until_there_is_room_for_it(tmp_path: Path, monke
         with trio.fail_after(WAIT_SECONDS):
             while leader._node.state.log.base.index < 100:
                 await trio.sleep(0.01)
+        sick.switch_refusals = 3
         await rig.start(late)
-        sick.states[-1].refusals = 3
         await reached(late.up, lambda standing: standing.applied >= 200)
-        assert sick.states[-1].refusals == 0
+        assert sick.states[-1].switch_refusals == 0
         await rig.agree({1: 200})
