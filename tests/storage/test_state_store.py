@@ -24,7 +24,7 @@ from conveyord.storage.state_store import connections
 from conveyord.storage.state_store import store as store_module
 from conveyord.storage.state_store.reader import StateReader
 from conveyord.storage.state_store.schema import Migration
-from conveyord.storage.state_store.shared_memory import SHM_BYTES
+from conveyord.storage.state_store.shared_memory import SHM_BYTES, ensure_room
 from conveyord.storage.state_store.store import StateStore
 from tests.sim.machine import Machine
 from tests.storage.kv_state import (
@@ -112,6 +112,11 @@ def test_entries_of_another_log_are_refused_and_change_nothing(store: StateStore
 def test_the_index_of_the_wal_has_its_room_as_long_as_the_state_is_open(store: StateStore) -> None:
     found = Path(f"{store.path}-shm").stat()
     assert found.st_blocks * 512 >= SHM_BYTES
+
+
+def test_a_disk_that_does_not_tell_its_room_is_told_of(tmp_path: Path) -> None:
+    with pytest.raises(Retryable, match="missing: No such file.*; check the disk"):
+        ensure_room(tmp_path / "missing")
 
 
 def test_a_full_disk_takes_nothing_and_the_same_entries_are_applied_when_there_is_room(store: StateStore) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from conveyord.core.errors import StorageFull
 from conveyord.core.units import format_bytes
+from conveyord.storage.state_store.faults import translated
 
 ROOM_BYTES = 1024 * 1024
 SHM_BYTES = 256 * 1024  # for a WAL of 128 MiB
@@ -19,8 +20,11 @@ DESCRIPTORS = Path("/proc/self/fd")
 
 
 def ensure_room(directory: Path) -> None:
-    """Raise StorageFull if there is none for a state in `directory`. Others may take it at any time."""
-    found = os.statvfs(directory)
+    """Raise StorageFull if there is none for a state in `directory`, or `translated` if the disk does not say. Others
+    may take it at any time.
+    """
+    with translated(directory):
+        found = os.statvfs(directory)
     free_bytes = found.f_bavail * found.f_frsize
     if found.f_blocks and free_bytes < ROOM_BYTES:  # some file systems tell nothing
         raise StorageFull(

@@ -236,3 +236,24 @@ async def written(driver: Driver, session: int, number: int, key: int, value: in
 async def reached(driver: Driver, holds: Callable[[Standing], bool]) -> Standing:
     with trio.fail_after(WAIT_SECONDS):
         return await driver.until(holds)
+
+
+async def left_behind(rig: Rig, count: int) -> tuple[Member, Driver, int]:
+    """A member that is stopped, and lacks what the others have compacted: only a snapshot takes it further. With the
+    leader, and a session that has written 1 to `count` to register 1 since.
+    """
+    leader = await rig.leader()
+    late = next(member for member in rig.wires.members.values() if member.up is not leader)
+    await late.stop()
+    session = await opened(leader)
+    for number in range(1, count + 1):
+        assert isinstance(await written(leader, session, number, 1, number), Done)
+    await compacted(leader, 100)
+    return late, leader, session
+
+
+async def compacted(driver: Driver, index: int) -> None:
+    """Wait until its log begins there or later."""
+    with trio.fail_after(WAIT_SECONDS):
+        while driver._node.state.log.base.index < index:
+            await trio.sleep(0.01)

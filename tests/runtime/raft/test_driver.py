@@ -23,7 +23,17 @@ from conveyord.runtime.raft.driver import COMMAND_BYTES_MAX, TICK
 from conveyord.runtime.raft.outcomes import Done, Outcome, Unknown
 from conveyord.runtime.raft.ports import StatePort
 from conveyord.runtime.raft.snapshots import Policy
-from tests.runtime.raft.rig import WAIT_SECONDS, asked, cluster, opened, proposed, reached, written
+from tests.runtime.raft.rig import (
+    WAIT_SECONDS,
+    asked,
+    cluster,
+    compacted,
+    left_behind,
+    opened,
+    proposed,
+    reached,
+    written,
+)
 from tests.sim.machine import command, register
 
 NAMES = ("a", "b", "c")
@@ -135,19 +145,9 @@ async def test_what_was_answered_outlives_that_all_nodes_are_stopped(tmp_path: P
 
 async def test_who_was_away_gets_a_snapshot_of_what_was_compacted(tmp_path: Path) -> None:
     async with cluster(tmp_path, *NAMES, policy=SMALL) as rig:
-        leader = await rig.leader()
-        late = next(member for member in rig.wires.members.values() if member.up is not leader)
-        await late.stop()
-        session = await opened(leader)
-        for number in range(1, 201):
-            assert isinstance(await written(leader, session, number, number % 7, number), Done)
-        with trio.fail_after(WAIT_SECONDS):
-            while leader._node.state.log.base.index < 100:
-                await trio.sleep(0.01)
+        late, leader, session = await left_behind(rig, 200)
         await rig.start(late)
-        with trio.fail_after(WAIT_SECONDS):
-            while late.up._node.state.log.base.index < 100:
-                await trio.sleep(0.01)
+        await compacted(late.up, 100)
         last = await written(leader, session, 201, 1, 201)
         assert isinstance(last, Done)
         await reached(late.up, lambda standing: standing.applied >= last.index)

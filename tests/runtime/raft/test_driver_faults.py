@@ -19,7 +19,7 @@ from conveyord.runtime.raft.driver import Driver
 from conveyord.runtime.raft.outcomes import Done, Outcome, Unknown
 from conveyord.runtime.raft.ports import LogPort, StatePort
 from conveyord.runtime.raft.snapshots import Policy
-from tests.runtime.raft.rig import WAIT_SECONDS, Rig, cluster, opened, reached, written
+from tests.runtime.raft.rig import WAIT_SECONDS, Rig, cluster, left_behind, opened, reached, written
 from tests.sim.machine import command
 
 NAMES = ("a", "b", "c")
@@ -193,15 +193,7 @@ async def test_a_snapshot_waits_until_there_is_room_for_it(tmp_path: Path, monke
     monkeypatch.setattr(applying, "AGAIN_SECONDS", 0.05)
     sick = Sick()
     async with cluster(tmp_path, *NAMES, policy=SMALL, state_of=sick.state) as rig:
-        leader = await rig.leader()
-        late = next(member for member in rig.wires.members.values() if member.up is not leader)
-        await late.stop()
-        session = await opened(leader)
-        for number in range(1, 201):
-            assert isinstance(await written(leader, session, number, 1, number), Done)
-        with trio.fail_after(WAIT_SECONDS):
-            while leader._node.state.log.base.index < 100:
-                await trio.sleep(0.01)
+        late, _, _ = await left_behind(rig, 200)
         sick.switch_refusals = 3
         await rig.start(late)
         await reached(late.up, lambda standing: standing.applied >= 200)

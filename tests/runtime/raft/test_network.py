@@ -32,7 +32,7 @@ from conveyord.runtime.rpc.handlers import Admission, Handlers
 from conveyord.runtime.rpc.limits import Counters, Limits
 from conveyord.runtime.rpc.server import RpcServer
 from conveyord.storage.state_store.receiving import SnapshotReceiver
-from tests.runtime.raft.rig import WAIT_SECONDS, Member, Rig, cluster, opened, reached, written
+from tests.runtime.raft.rig import WAIT_SECONDS, Member, Rig, cluster, left_behind, opened, reached, written
 from tests.runtime.raft.test_histories import KvSession
 from tests.sim.machine import register
 from tests.storage.kv_state import MIGRATIONS
@@ -110,16 +110,8 @@ async def test_any_node_takes_commands_and_the_leader_has_them_applied_once(tmp_
 
 async def test_a_node_that_was_away_gets_a_snapshot_over_its_own_connection(tmp_path: Path) -> None:
     async with cluster(tmp_path, *NAMES, kind=Remote, policy=Policy(every_entries=40, kept_entries=10)) as rig:
-        members = introduce(rig)
-        leader = await rig.leader()
-        late = next(member for member in members if member.up is not leader)
-        await late.stop()
-        session = await opened(leader)
-        for number in range(1, 151):
-            assert isinstance(await written(leader, session, number, 1, number), Done)
-        with trio.fail_after(WAIT_SECONDS):
-            while leader._node.state.log.base.index < 100:
-                await trio.sleep(0.01)
+        introduce(rig)
+        late, _, _ = await left_behind(rig, 150)
         await rig.start(late)
         introduce(rig)
         await reached(late.up, lambda standing: standing.applied >= 150)
