@@ -214,7 +214,7 @@ async def serve(name: str, home: str, peers: dict[str, int], delay_seconds: floa
     proposer = Proposer(driver, network, SessionWriter(Codec(MACHINE.commands), name))
     Node(driver, proposer, slow, busy).serve(side.handlers)
     listeners = await trio.open_tcp_listeners(peers[name], host="127.0.0.1")
-    server = RpcServer(side, lambda *_: Admission())
+    server = RpcServer(side, lambda *_: Admission(), on_connection=network.met)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(server.serve, listeners, drain=trio.Event()))
         nursery.start_soon(network.run, driver)

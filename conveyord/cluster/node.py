@@ -38,6 +38,7 @@ from conveyord.core.wire.frames import Body
 from conveyord.core.wire.heads import Hello
 from conveyord.runtime.nurseries import unwrapped
 from conveyord.runtime.raft.driver import Standing
+from conveyord.runtime.rpc.connection import Connection
 from conveyord.runtime.rpc.greeting import Me, Side
 from conveyord.runtime.rpc.handlers import Admission, Handlers, Incoming
 from conveyord.runtime.rpc.handlers import Answer as RpcAnswer
@@ -152,7 +153,7 @@ class Node:
     async def run(self, *, drain: trio.Event, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
         """See `Service`. Started when it listens; it may have to wait long for others before it is in a cluster."""
         is_over = trio.Event()
-        server = RpcServer(self.side, self._admit, tls=self._settings.tls)
+        server = RpcServer(self.side, self._admit, tls=self._settings.tls, on_connection=self._on_connection)
 
         async def serve() -> None:
             await server.serve(self._listeners, drain=is_over)
@@ -272,6 +273,10 @@ class Node:
                 f"node {hello.node} does not know the secret of this cluster; give it the same `cluster.secret`",
             )
         return Admission(NODE_ROLE)
+
+    def _on_connection(self, connection: Connection) -> None:
+        if self._member is not None:
+            self._member.network.met(connection)
 
     def _of_node(self, incoming: Incoming) -> NodeId:
         if incoming.caller.admission.role != NODE_ROLE:

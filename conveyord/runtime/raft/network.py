@@ -30,6 +30,7 @@ from conveyord.runtime.raft.driver import Driver
 from conveyord.runtime.raft.outcomes import Done, Outcome, Unknown
 from conveyord.runtime.raft.ports import SnapshotSource
 from conveyord.runtime.raft.receiving import OpenReceiver, Receiving
+from conveyord.runtime.rpc.connection import Connection
 from conveyord.runtime.rpc.dialing import Address, dial_once
 from conveyord.runtime.rpc.greeting import BULK, Side
 from conveyord.runtime.rpc.handlers import Handlers, Incoming
@@ -116,6 +117,17 @@ class Network:
         self._wanted = {node: address for node, address in addresses.items() if node != self._node}
         self._news.set()
 
+    def met(self, connection: Connection) -> None:
+        """Someone has connected. If it is a member that was away it is dialled at once, by those too who have nothing
+        to say to it: an election could not hear their answers else, and would take a timeout more.
+        """
+        self._is_there(connection.remote.node)
+
+    def _is_there(self, node: NodeId) -> None:
+        found = self._peers.get(node)
+        if found is not None and found[0].connection is None:
+            found[0].hurry()
+
     def peer(self, node: NodeId) -> Peer:
         """The way to one of them. Raises Retryable if its address is not known."""
         found = self._peers.get(node)
@@ -198,9 +210,7 @@ class Network:
         if message.sender != incoming.caller.node:
             raise Refused(f"a message of node {message.sender} came from node {incoming.caller.node}")
         driver.receive(message, hurries=True)
-        found = self._peers.get(message.sender)
-        if found is not None and found[0].connection is None:
-            found[0].hurry()  # it is there: whoever waits for it to come back need not wait any longer
+        self._is_there(message.sender)
 
     async def _on_propose(self, incoming: Incoming) -> bytes:
         driver = self._driven(incoming)

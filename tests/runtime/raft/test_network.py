@@ -68,7 +68,7 @@ class Remote(Member):
         self.driver = driver = Driver(node, log, state, self.network, self.policy)
         listeners = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
         self.port = listeners[0].socket.getsockname()[1]
-        server = RpcServer(self.side, lambda *_: Admission())
+        server = RpcServer(self.side, lambda *_: Admission(), on_connection=self.network.met)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(server.serve, listeners, drain=trio.Event()))
             nursery.start_soon(self.network.run, driver)
@@ -117,6 +117,25 @@ async def test_a_node_that_was_away_gets_a_snapshot_over_its_own_connection(tmp_
         await reached(late.up, lambda standing: standing.applied >= 150)
         assert late.up._node.state.log.base.index >= 100
         assert late.values() == {1: 150}
+
+
+async def test_who_comes_back_is_dialled_at_once_by_all_who_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Backoff, "delay_seconds", lambda *_: 10 * WAIT_SECONDS)
+    async with cluster(tmp_path, *NAMES, kind=Remote) as rig:
+        members = introduce(rig)
+        await rig.leader()
+        back, *others = members
+        await back.stop()
+        monkeypatch.setattr(Network, "send", lambda *_: None)  # what it asked for in an election would be too late
+        await rig.start(back)
+        introduce(rig)
+        with trio.fail_after(WAIT_SECONDS):
+            for other in others:
+                assert other.network is not None
+                while other.network.peer(back.name).connection is None:
+                    await trio.sleep(0.01)
 
 
 async def test_a_stream_of_which_nothing_arrives_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
