@@ -17,6 +17,8 @@ from conveyord.core.raft.membership import Change, Standing
 from conveyord.core.raft.types import Entry
 from conveyord.core.state.commands import ConfigPut, MemberForget, MemberState, SettingChange
 from conveyord.core.state.settings import DEAD_SERVER_SECONDS, TARGET_VOTERS
+from conveyord.runtime.raft.network import Network
+from conveyord.runtime.rpc.connection import Connection
 from tests.cluster.rig import Rig, Started, free_port, rig
 
 VOTER, LEARNER = ("voter", "ready"), ("learner", "ready")
@@ -100,6 +102,22 @@ async def test_a_node_that_comes_back_elsewhere_is_found(tmp_path: Path) -> None
         await made.until_standings_of_leader(THREE)
         await put(again, "k", b"v")
         assert await get(again, "k") == b"v"
+
+
+async def test_the_others_are_told_that_a_node_has_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    met, found = Network.met, set[tuple[str, str]]()
+
+    def noted(network: Network, connection: Connection) -> None:
+        met(network, connection)
+        found.add((network._node, connection.remote.node))
+
+    monkeypatch.setattr(Network, "met", noted)
+    async with rig(tmp_path) as made:
+        await three(made)
+        await made.stop("c")
+        found.clear()
+        await made.start("c")
+        await made.until(lambda: found >= {("a", "c"), ("b", "c")}, "both others meet c")
 
 
 async def test_the_leader_is_killed_and_another_leads(tmp_path: Path) -> None:

@@ -118,8 +118,11 @@ class Network:
         self._news.set()
 
     def met(self, connection: Connection) -> None:
-        """Someone has connected. If it is a member that was away it is dialled at once, by those too who have nothing
-        to say to it: an election could not hear their answers else, and would take a timeout more.
+        """Someone has connected. A member that is waited for is dialled now, at the address known here.
+
+        By those too who have nothing to say to it: its election could not hear their answers else, and would take a
+        timeout more. An attempt that is under way goes on, and so does a connection to its earlier life until that is
+        found dead.
         """
         self._is_there(connection.remote.node)
 
