@@ -423,7 +423,8 @@ def columns(draw: DrawFn, depth: int = 2) -> tuple[pa.DataType, SearchStrategy[A
             kind, values = draw(columns(depth - 1))
             return pa.list_(kind), st.lists(st.none() | values, max_size=3)
         case "struct":
-            kind, values = draw(columns(depth - 1))
+            # PyArrow 26 writes no null of a struct over a dictionary without values where `use_dictionary` is off.
+            kind, values = draw(columns(depth - 1).filter(lambda found: not pa.types.is_dictionary(found[0])))
             name = draw(st.sampled_from(["a", "b", "x.y"]))
             return pa.struct([(name, kind)]), values.map(lambda value: {name: value})
         case "map":

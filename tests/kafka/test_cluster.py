@@ -102,6 +102,7 @@ def test_a_second_producer_fences_the_first(cluster: Cluster) -> None:
     with pytest.raises(KafkaException, match="fenced"):
         first.commit_transaction(ANSWER_SECONDS_MAX)
     second.commit_transaction(ANSWER_SECONDS_MAX)
+    eventually(lambda: cluster.extents(topic, stable=True)[0].end == 4, "the second marker is not there")
     assert values(cluster.read(topic)) == [b"second"]
 
 
