@@ -32,8 +32,8 @@ FILES = st.one_of(
 # What ends a run that sets bad records aside: a file that cannot be understood, or columns that no table can have.
 WITHOUT_SHRINKING = [Phase.explicit, Phase.reuse, Phase.generate]  # a run takes half a second
 ENDS = {"TRUNCATED_FILE", "INVALID_UTF8", "BAD_HEADER", "UNCLOSED_QUOTE", "NUL_BYTE", "MALFORMED_RECORD", "CONFIG"}
-TOO_DEEP = "recursion limit exceeded"  # of PyIceberg, for a table of more than some 60 levels
 ENDS |= {"BATCH_FAILED"}  # rows of nulls alone, of which no table can be made
+TOO_DEEP = "recursion limit exceeded"  # of PyIceberg, for a table of more than some 60 levels
 
 
 class Tried:
