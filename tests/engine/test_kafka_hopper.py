@@ -136,8 +136,9 @@ class Model:
         match name:
             case "put" if place in self.lanes:
                 self.put(place, *given)
-            case "again" if place in self.lanes and (last := self.lanes[place].last) is not None:
-                self.hopper.put(last)
+            case "again" if place in self.lanes:
+                if (last := self.lanes[place].last) is not None:
+                    self.hopper.put(last)
             case "put" | "again":
                 self.hopper.put(records(place, [1, 2], 3))  # of a partition that is not ours any more
             case "wait":
