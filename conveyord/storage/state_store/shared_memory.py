@@ -20,8 +20,9 @@ DESCRIPTORS = Path("/proc/self/fd")
 
 
 def ensure_room(directory: Path) -> None:
-    """Raise StorageFull if there is none for a state in `directory`, or `translated` if the disk does not say. Others
-    may take it at any time.
+    """Raise StorageFull if there is none for a state in `directory`, Retryable if the disk does not say.
+
+    Others may take it at any time.
     """
     with translated(directory):
         found = os.statvfs(directory)
