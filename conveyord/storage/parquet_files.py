@@ -25,7 +25,7 @@ SWOLLEN_BYTES = 64 * 1024 * 1024  # of one batch, if each of its texts were as l
 NEAR_ROWS = 1024  # what stands before damage is read in steps of this size, so at most as much falls with it
 ENCRYPTED_MAGIC = b"PARE"
 ENCRYPTED_SAYING = "Cannot decrypt"  # how Arrow begins to say that a column is encrypted
-TOO_DEEP_SAYING = "too deeply nested"  # more than 100 levels, which is also the limit for JSON
+TOO_DEEP_SAYING = "too deeply nested"  # more than 100 levels
 # What Arrow raises for damage: its own errors, OSError without a number, what Python says of names that are not text.
 DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError)
 _MAGIC_BYTES, _LENGTH_BYTES = 4, 4

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
 REAL = Path(__file__).resolve().parent.parent / "data" / "real"
-DEPTH_MAX = 100  # levels of nesting that are read, see docs/errors.md
+DEPTH_MAX = 60  # levels of nesting that are read, see docs/errors.md
 BOM = b"\xef\xbb\xbf"
 
 # ---------------------------------------------------------------------------- bytes

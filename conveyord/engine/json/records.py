@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
-DEPTH_MAX = 100  # far above real data, far below the recursion that our own walk can take
+DEPTH_MAX = 60  # far above real data; PyIceberg cannot read a table again that nests deeper than 64
 _LONG_MIN, _LONG_MAX = -(2**63), 2**63 - 1
 _LONG_DIGITS = 18  # a token of at most this many characters fits 64 bits
 _WHITESPACE = " \t\r\n"

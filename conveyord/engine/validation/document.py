@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
 SCHEMA_BYTES_MAX = 1024 * 1024  # as JSON; more is generated, and should be a stage of its own
-SCHEMA_DEPTH_MAX = 100  # as deep as a record may nest
+SCHEMA_DEPTH_MAX = 60  # as deep as a record may nest
 ERRORS_SHOWN_MAX = 5  # of one row
 ROWS_AT_A_TIME = 4_096  # as Python objects, which take some ten times the memory of columns
 VALUE_SHOWN_CHARS_MAX = 60  # of a value in the schema, in a message
