@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVarTuple
 
 import msgpack
 
 from conveyord.core.errors import ConveyordError
 
+Ts = TypeVarTuple("Ts")
 SESSIONS_MAX = 10_000
 WINDOW = 1_024
 """How many replies are kept for one client: it may not have more commands under way."""
@@ -49,7 +51,7 @@ class Changes:
 class _Session:
     """replies: by number, those that the client may ask for again. floor: below it, it never will.
 
-    use: when it was last used, in uses of any session. is_stored: whether any `Changes` told of it.
+    use: when it was last used after another one was, as a count. is_stored: whether any `Changes` told of it.
     """
 
     floor: int = 0
@@ -78,6 +80,7 @@ class Sessions:
         self._sessions_max = sessions_max
         self._window = window
         self._uses = 0
+        self._latest = 0  # the session that was used last
         self._changed: dict[int, None] = {}  # a set that keeps its order
         self._gone = list[int]()
 
@@ -95,15 +98,16 @@ class Sessions:
                 self._gone.append(oldest)
         return index
 
-    def apply(self, session: int, number: int, ack_below: int, execute: Callable[[], bytes]) -> bytes:
+    def apply(self, session: int, number: int, ack_below: int, execute: Callable[[*Ts], bytes], *args: *Ts) -> bytes:
         """Run `execute` unless command `number` was run before, and return its reply, be it the first or again.
 
-        Raises SessionExpired where that cannot be told, and WindowExceeded; both before `execute` is run.
+        args: what it is given. Raises SessionExpired where that cannot be told, and WindowExceeded, both before that.
         """
         found = self._sessions.get(session)
         if found is None:
             raise SessionExpired(f"session {session} has expired; register anew, and look before proposing again")
-        self._use(session, found)
+        if session != self._latest or session not in self._changed:
+            self._use(session, found)
         floor = found.floor
         if number < floor:
             raise SessionExpired(f"session {session}: the reply to command {number} was acknowledged and is gone")
@@ -117,7 +121,7 @@ class Sessions:
                 f"session {session} has {len(replies)} replies that it did not acknowledge, at most "
                 f"{self._window}; wait for some of them"
             )
-        reply = replies[number] = execute()
+        reply = replies[number] = execute(*args)
         return reply
 
     def take_changes(self) -> Changes:
@@ -134,7 +138,8 @@ class Sessions:
     def restore(self, used: Iterable[tuple[int, int, int, dict[int, bytes]]]) -> None:
         """Begin with what `Changes` told, in the order of their last use."""
         self._sessions = OrderedDict((key, _Session(floor, replies, use, True)) for key, floor, use, replies in used)
-        self._uses = max((found.use for found in self._sessions.values()), default=0)
+        self._latest, found = next(reversed(self._sessions.items()), (0, None))
+        self._uses = found.use if found is not None else 0
         self._changed, self._gone = {}, []
 
     def dump(self) -> bytes:
@@ -148,7 +153,9 @@ class Sessions:
         self.restore([(key, floor, use, dict(items)) for use, (key, floor, items) in enumerate(rows, 1)])
 
     def _use(self, session: int, found: _Session) -> None:
-        self._sessions.move_to_end(session)
-        self._uses += 1
-        found.use = self._uses
+        if session != self._latest:
+            self._latest = session
+            self._sessions.move_to_end(session)
+            self._uses += 1
+            found.use = self._uses
         self._changed[session] = None

@@ -103,8 +103,10 @@ class Machine:
 
     def decide(self, view: View, moment: Moment, session: int, command: Command) -> Decision:
         """What a command does to the state."""
-        wrong = self.check(session, command)
-        return Decision(wrong) if wrong else self.handlers[type(command)].decide(view, moment, command)
+        check, decide = self.handlers[type(command)]
+        # `check` has more to ask only of what comes in no session, or opens one; most does neither.
+        wrong = check(command) if session and decide is not _opened_outside else self.check(session, command)
+        return Decision(wrong) if wrong else decide(view, moment, command)
 
 
 MACHINE = Machine(HANDLERS)

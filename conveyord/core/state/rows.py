@@ -1,7 +1,7 @@
 """What the state consists of, what a decision may see of it, and what it may do to it.
 
-A row has the fields of its table, in their order. `changed`: the index of the entry that changed the row last. What is
-no row is a struct: every command makes some, and they are made in a quarter of the time.
+A row has the fields of its table, in their order. `changed`: the index of the entry that changed the row last. What
+every command makes is a struct: it is made in a quarter of the time.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class StandingRow(NamedTuple):
     changed: int
 
 
-class ConfigRow(NamedTuple):
+class ConfigRow(Struct, frozen=True, gc=False):
     """A configuration entry. size: of key and value in bytes."""
 
     key: str
@@ -98,7 +98,8 @@ class AuditRow(NamedTuple):
     code: str
 
 
-Row = ClusterRow | SettingRow | MemberRow | StandingRow | ConfigRow | TokenRow
+RareRow = ClusterRow | SettingRow | MemberRow | StandingRow | TokenRow
+Row = RareRow | ConfigRow
 
 
 class Gone(NamedTuple):

@@ -15,10 +15,10 @@ from conveyord.core.state.codec import Codec, encode_reply
 from conveyord.core.state.commands import Envelope, SessionOpen
 from conveyord.core.state.machine import MACHINE, Machine
 from conveyord.core.state.replies import No, Ok
-from conveyord.core.state.rows import CONFIG, ClusterRow, ConfigHead, ConfigRow, Decision, Gone, Moment, Row, SettingRow
+from conveyord.core.state.rows import CONFIG, ClusterRow, ConfigRow, Decision, Gone, Moment, RareRow, SettingRow
 from conveyord.core.state.standings import decide_membership
 from conveyord.storage.state.pending import Pending
-from conveyord.storage.state.schema import EVENT_BYTES, first_event_id
+from conveyord.storage.state.schema import EVENT_BYTES, EVENTS_PER_INDEX
 from conveyord.storage.state.tables import DELETE, PUT, Tables
 from conveyord.storage.state.totals import Totals
 
@@ -84,7 +84,6 @@ class Executor:
                 continue
             if kind is is_membership:
                 self._carry_out(decide_membership(self._tables, index, decode_membership(entry.data)), index)
-                self._evict()
             replies.append(b"")
         self._write()
         self._next = first + len(entries)
@@ -113,7 +112,7 @@ class Executor:
         session = envelope.session
         try:
             if session:
-                return sessions.apply(session, envelope.number, envelope.ack_below, lambda: self._run(index, envelope))
+                return sessions.apply(session, envelope.number, envelope.ack_below, self._run, index, envelope)
             if type(envelope.command) is SessionOpen:
                 return encode_reply(Ok(sessions.register(index)))
             return self._run(index, envelope)
@@ -124,32 +123,40 @@ class Executor:
         command, at_ms = envelope.command, envelope.at_ms
         decision = self._machine.decide(self._tables, Moment(index, at_ms), envelope.session, command)
         reply = decision.reply
-        self._carry_out(decision, index)
         code = reply.code if isinstance(reply, No) else DONE
         self._pending.audit += (index, at_ms, envelope.actor, self._operations[type(command)], command.target, code)
         self._totals.audit += 1
-        self._evict()
+        self._carry_out(decision, index)
         return encode_reply(reply)
 
     def _carry_out(self, decision: Decision, index: int) -> None:
         totals, pending = self._totals, self._pending
         for row in decision.rows:
-            if type(row) is ConfigRow:
+            if isinstance(row, ConfigRow):
                 pending.put_config(row)
             else:
                 self._change(row, index)
-        for id_, event in enumerate(decision.events, first_event_id(index)):
+        id_ = index * EVENTS_PER_INDEX
+        for event in decision.events:
             topic, key, value = event.topic, event.key, event.value
             size = EVENT_BYTES + len(key) + (len(value) if value is not None else 0)
             pending.events += (id_, topic, key, event.kind, size, value)
             totals.events += 1
             totals.event_bytes += size
             pending.topics[topic] = index
+            id_ += 1
         entries, size = decision.grown
         totals.config_entries += entries
         totals.config_bytes += size
+        if (
+            totals.events > totals.events_max
+            or totals.event_bytes > totals.event_bytes_max
+            or totals.audit > totals.audit_max
+        ):
+            self._write()  # what goes first is the oldest, be it written yet or not
+            totals.evict(self._cursor)
 
-    def _change(self, row: Row | Gone, index: int) -> None:
+    def _change(self, row: RareRow | Gone, index: int) -> None:
         """What is rare is written at once."""
         if type(row) is Gone:
             if row.topic == CONFIG:
@@ -162,16 +169,6 @@ class Executor:
             self._totals.changed(row)
         elif type(row) is ClusterRow:
             self._check_protocol(row.protocol, index)
-
-    def _evict(self) -> None:
-        totals = self._totals
-        if (
-            totals.events > totals.events_max
-            or totals.event_bytes > totals.event_bytes_max
-            or totals.audit > totals.audit_max
-        ):
-            self._write()  # what goes first is the oldest, be it written yet or not
-            totals.evict(self._cursor)
 
     def _write(self) -> None:
         self._touched.update(self._pending.topics)
@@ -191,10 +188,7 @@ class _Applying(Tables):
     def __init__(self, cursor: sqlite3.Cursor, totals: Totals, pending: Pending) -> None:
         super().__init__(cursor)
         self._totals = totals
-        self._pending = pending
-
-    def config(self, key: str) -> ConfigHead | None:
-        return self._pending.config(key)
+        self.config = pending.config  # type: ignore[method-assign]  # every entry calls it: without a call between
 
     def config_size(self) -> tuple[int, int]:
         return self._totals.config_entries, self._totals.config_bytes

@@ -50,8 +50,13 @@ class Pending:
     def write(self, cursor: sqlite3.Cursor) -> None:
         """Write everything."""
         if self._config:
-            rows = [value for row in self._config.values() if row is not None for value in row]
-            gone = [(key,) for key, row in self._config.items() if row is None]
+            rows = list[Any]()
+            gone = list[tuple[str]]()
+            for key, row in self._config.items():
+                if row is None:
+                    gone.append((key,))
+                else:
+                    rows += (key, row.created, row.changed, row.size, row.value)
             insert(cursor.execute, PUT[ConfigRow], rows)
             cursor.executemany(DELETE[CONFIG], gone)
             self._config.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from itertools import starmap
 from pathlib import Path
 from types import TracebackType
 from typing import Generic, NamedTuple, Self, TypeVar
@@ -138,7 +139,7 @@ class StateView:
                 (prefix, prefix + _KEY_END, after),
             )
             rows, size = list[ConfigRow](), 0
-            for row in map(ConfigRow._make, cursor):
+            for row in starmap(ConfigRow, cursor):
                 if len(rows) >= limit or size >= bytes_max:
                     return Answer(index, Page(tuple(rows), more=True))
                 rows.append(row)

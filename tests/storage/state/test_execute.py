@@ -281,5 +281,6 @@ def test_the_columns_of_a_table_are_the_fields_of_its_rows(node: Node) -> None:
     with node.store.reader() as reader:
         for kind, table in tables.items():
             columns = [row[1] for row in reader.connection.execute(f"PRAGMA table_info({table})")]
-            assert tuple(columns[: len(kind._fields)]) == kind._fields
-            assert columns[len(kind._fields) :] == (["only"] if table == "cluster" else [])
+            fields = kind.__struct_fields__ if kind is ConfigRow else kind._fields
+            assert tuple(columns[: len(fields)]) == fields
+            assert columns[len(fields) :] == (["only"] if table == "cluster" else [])
