@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from conveyord.core.errors import ConfigError, Retryable
 from conveyord.storage.lake.data_files import DataFileWriter, WriterOptions
 from conveyord.storage.lake.schemas import (
     EVOLVE_ATTEMPTS_MAX,
+    TABLE_DEPTH_MAX,
     TableAppeared,
     arrow_schema,
     create_table,
@@ -123,6 +124,39 @@ def test_columns_that_carry_no_value_are_left_out_at_any_depth() -> None:
 def test_what_a_table_cannot_have_is_refused_by_name(schema: pa.Schema, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         iceberg_schema(schema)
+
+
+NESTINGS = [
+    lambda within: pa.struct([("x", within)]),
+    pa.list_,
+    lambda within: pa.map_(pa.string(), within),
+]
+
+
+@pytest.mark.parametrize("nesting", NESTINGS, ids=["struct", "list", "map"])
+def test_what_a_table_takes_can_be_read_again_however_deep(
+    tmp_path: Path, catalog: SqlCatalog, nesting: Callable[[pa.DataType], pa.DataType]
+) -> None:
+    kind = pa.int64()
+    for _ in range(TABLE_DEPTH_MAX):
+        kind = nesting(kind)
+    table = create_table(catalog, "lake.deep", pa.schema([("x", kind)]), [], {})
+    evolve(table, pa.schema([("x", kind), ("y", kind)]))
+    assert len(open_catalog(tmp_path).load_table("lake.deep").schema().fields) == 2
+    with pytest.raises(ConfigError, match=f"column 'z'.*nested deeper than {TABLE_DEPTH_MAX} levels.*flatten it"):
+        evolve(table, pa.schema([("z", nesting(kind))]))
+    with pytest.raises(ConfigError, match="flatten it"):
+        create_table(catalog, "lake.deeper", pa.schema([("z", nesting(kind))]), [], {})
+
+
+def test_a_table_of_others_that_nests_deeper_takes_other_columns(catalog: SqlCatalog) -> None:
+    kind = pa.int64()
+    for _ in range(TABLE_DEPTH_MAX + 2):
+        kind = pa.list_(kind)
+    catalog.create_namespace("lake")
+    table = catalog.create_table("lake.deep", iceberg_schema(pa.schema([("x", kind)])))
+    evolved = evolve(table, pa.schema([("y", pa.int64())]))
+    assert [field.name for field in evolved.schema().fields] == ["x", "y"]
 
 
 ODD_NAMES = [

@@ -5,7 +5,8 @@ other rows of a batch, nor on how rows were batched: 2.0 fits a long column, a n
 its text. A field counts as one that the table lacks if it holds information: a scalar, or a list or struct
 with one somewhere below. A decoder whose types are settled has put a value that does not fit beside its column
 already; such a sibling (`id__string`) is no field of the record, but a misfit of `id`. A misfit has its place in a
-sibling that the table has, however it came; where there is none, the contract decides. All of it is computed by
+sibling that the table has, however it came; where there is none, the contract decides. It decides on structs
+and maps in any case, since whether there is a place for all that is in them is not looked at. All of it is computed by
 columns.
 """
 

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from pyiceberg.schema import Schema
     from pyiceberg.table import Table
     from pyiceberg.table.metadata import TableMetadata
-    from pyiceberg.types import IcebergType, NestedField
+    from pyiceberg.types import IcebergType, NestedField, StructType
 
 EVOLVE_ATTEMPTS_MAX = 10  # each lost attempt means that another writer changed the table in between
 DECIMAL_DIGITS_MAX = 38  # Iceberg's limit
+TABLE_DEPTH_MAX = 60  # of structs, lists and maps; of structs beyond 64 PyIceberg cannot read the table again
 PARQUET_FIELD_ID = b"PARQUET:field_id"
 
 _UINT64_WORD = "decimal(20, 0)"  # no Iceberg integer holds 2^64 - 1
@@ -143,6 +144,29 @@ def _check_nested_names(field_type: IcebergType, place: str) -> None:
         case MapType():
             _check_nested_names(field_type.key_type, place)
             _check_nested_names(field_type.value_type, place)
+
+
+def _check_depth(columns: StructType) -> None:
+    for column in columns.fields:
+        if _levels(column.field_type) > TABLE_DEPTH_MAX:
+            raise ConfigError(
+                f"column {column.name!r}: structs, lists and maps are nested deeper than {TABLE_DEPTH_MAX} levels, and "
+                "tables of such columns may not be read again; flatten it, or cast it to a string"
+            )
+
+
+def _levels(field_type: IcebergType) -> int:
+    """How many structs, lists and maps there are around the innermost value."""
+    from pyiceberg.types import ListType, MapType, StructType
+
+    match field_type:
+        case StructType():
+            return 1 + max((_levels(field.field_type) for field in field_type.fields), default=0)
+        case ListType():
+            return 1 + _levels(field_type.element_type)
+        case MapType():
+            return 1 + max(_levels(field_type.key_type), _levels(field_type.value_type))
+    return 0
 
 
 def _iceberg_type(arrow_type: pa.DataType, place: str, ids: itertools.count[int]) -> IcebergType | None:
@@ -312,6 +336,7 @@ def create_table(
     from conveyord.storage.lake.partitioning import partition_spec
 
     columns = iceberg_schema(schema)
+    _check_depth(columns.as_struct())
     spec = partition_spec(columns, partition_by)
     namespace = catalog.namespace_from(identifier)
     for depth in range(1, len(namespace) + 1):
@@ -339,11 +364,12 @@ def evolve(table: Table, target: pa.Schema, *, pipeline: str | None = None) -> T
     has it: what to do with such values is decided before they come here. One commit at most, none if
     nothing is missing; repeating it is harmless. Returns `table` itself, refreshed if it changed.
     pipeline: on whose behalf, for the history of the schema.
-    Raises Retryable if other writers kept changing the table, ConfigError for a name it cannot have.
+    Raises Retryable if other writers kept changing the table, ConfigError for what `target` has and it cannot have.
     """
     from pyiceberg.exceptions import CommitFailedException
 
     wanted = iceberg_schema(target).as_struct()
+    _check_depth(wanted)
     last_error: CommitFailedException | None = None
     for _ in range(EVOLVE_ATTEMPTS_MAX):
         current = table.schema()
