@@ -77,6 +77,9 @@ def test_rows_stand_for_the_table_whenever_they_are_written_and_read_again(
         again = fresh()
         load_sessions(connection, Path("memory"), again)
         assert again.dump() == memory.dump()
+        with closing(database()) as other:
+            store_changes(other.cursor(), memory.take_changes())
+            assert list(connection.iterdump()) == list(other.iterdump()), "as at a replica that was never opened again"
 
 
 @given(COMMANDS, COMMANDS)
