@@ -195,7 +195,9 @@ def test_a_drain_under_load_answers_what_is_in_the_table_and_the_next_run_the_re
         running.send(signal.SIGTERM)
         running.wait().orderly(0)
     job.holds(senders.ids)
-    assert set(senders.statuses) <= {200, "ConnectionRefusedError", "ConnectionResetError", "RemoteDisconnected"}
+    # A connection that a draining node has closed: by how far the request had come.
+    cut = {"ConnectionRefusedError", "ConnectionResetError", "BrokenPipeError", "RemoteDisconnected"}
+    assert set(senders.statuses) <= cut | {200}
 
 
 def test_pipelines_that_run_together_have_a_journal_each(tmp_path: Path) -> None:
