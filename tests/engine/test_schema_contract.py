@@ -311,3 +311,20 @@ def has_fields(kind: pa.DataType | None) -> bool:
         return False
     is_one = pa.types.is_struct(kind) or pa.types.is_map(kind)
     return is_one or (hasattr(kind, "value_type") and has_fields(kind.value_type))
+
+
+OBJECTS = [
+    pa.array([{}], pa.struct([])),
+    pa.array([{"x": 1}], pa.struct([("x", pa.int64())])),
+    pa.array([[{}]], pa.list_(pa.struct([]))),
+    pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())),
+]
+
+
+@pytest.mark.parametrize("value", OBJECTS, ids=["empty", "struct", "list", "map"])
+def test_an_object_that_does_not_fit_is_set_aside_even_where_a_column_takes_its_text(value: pa.Array) -> None:
+    """So the verdict on `{}` is the same beside an object with fields, which gives the whole column those."""
+    target = pa.schema([("b", pa.timestamp("us")), ("b__json", pa.string())])
+    batch = pa.record_batch({"b": value})
+    assert list(held_to(FREEZE, batch, target).refused) == [0]
+    assert held_to(DISCARD, batch, target).discarded == {"b": 1}
