@@ -15,7 +15,7 @@ from random import Random
 from conveyord.core.raft.membership import NOBODY, Membership, decode
 from conveyord.core.raft.messages import Write
 from conveyord.core.raft.node import Loaded
-from conveyord.core.raft.types import BEGINNING, BLANK, Entry, HardState, Kind, Mark, is_whole, size_of
+from conveyord.core.raft.types import BEGINNING, BLANK, Entry, HardState, Kind, Mark, are_whole, size_of
 
 STATES_KEPT = 8  # of the state store, between its last sync and now
 
@@ -168,7 +168,7 @@ class Disk:
             entry = self.platter.entry(index)
             if entry is None or (found and size + size_of([entry]) > bytes_max):
                 break
-            if not is_whole(entry):
+            if not are_whole([entry]):
                 raise Quarantined(f"entry {index}")
             found.append(entry)
             size += size_of([entry])
@@ -180,7 +180,7 @@ class Disk:
         if platter.snapshot is not None and not platter.snapshot.is_whole():
             raise Quarantined("snapshot")
         for entry in platter.entries:
-            if not is_whole(entry):
+            if not are_whole([entry]):
                 raise Quarantined(f"entry {entry.index}")
         self.is_damaged = False  # what was is compacted away
         hint = max(platter.hard_state.commit, applied, platter.base.index)

@@ -178,7 +178,7 @@ class Server:
             world.network.send(message)
         for answer in ready.answers:
             if isinstance(answer, Accepted):
-                self.proposals.accepted(answer.number, answer.index, answer.term)
+                self.proposals.accepted(answer)
             else:
                 world.counts["dropped"] += 1
                 self._answer(answer.number, "dropped", answer.leader)

@@ -39,7 +39,7 @@ def lead(state: State) -> None:
         quorum_at=now + options.election_timeout_seconds,
         peers={peer: Progress(next=log.last + 1, acked_at=now) for peer in state.others},
     )
-    appended(state, leading, [log.append(state.term, Kind.NOOP, b"")])
+    appended(state, leading, log.append(state.term, Kind.NOOP, b"").index)
 
 
 def resign(state: State) -> None:
@@ -99,7 +99,7 @@ def on_propose(state: State, event: Propose) -> None:
         index += 1
         answers.append(Accepted(number, index, state.term))
     if taken:
-        appended(state, leading, log.append_all(state.term, Kind.COMMAND, taken))
+        appended(state, leading, log.append_all(state.term, Kind.COMMAND, taken)[0].index)
 
 
 def _dropped(state: State, number: int) -> Dropped:
@@ -157,7 +157,7 @@ def _append_membership(state: State, leading: Leadership, wanted: membership.Mem
         # It hears of its removal if it can: what is on its way still gets there.
         send_entries(state, leading, peer)
         del leading.peers[peer]
-    appended(state, leading, [entry])
+    appended(state, leading, entry.index)
     return entry
 
 

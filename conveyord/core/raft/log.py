@@ -14,11 +14,12 @@ older ones as the window takes; others must be fetched.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 from conveyord.core.errors import Corrupt
-from conveyord.core.raft.types import ENTRY_BYTES, Entry, Kind, Mark, chain_after, make_entry, size_of
+from conveyord.core.raft.types import ENTRY_BYTES, Entry, Kind, Mark, chain_after, make_entries
 
 SLACK_SHARE = 8  # the window is cut when it is an eighth too big, not at every entry
 
@@ -35,9 +36,12 @@ class Log:
         self._runs = [(base.index, base.term)]
         for first, term in runs:
             self._run(first, term)
-        self._entries = list(entries)
-        self._bytes = size_of(entries)
-        self.last = entries[-1].index if entries else base.index
+        self._entries = list[Entry]()
+        # Bytes up to and with each entry of the window: what some of them count for is then a difference.
+        self._ends = list[int]()
+        self._begin = 0  # of the window, likewise
+        self.last = entries[0].index - 1 if entries else base.index
+        self._push(entries)
         for entry in entries:
             self._run(entry.index, entry.term)
         self.stable = self.last
@@ -64,7 +68,15 @@ class Log:
     @property
     def window_bytes(self) -> int:
         """Of the entries that are here."""
-        return self._bytes
+        return self._size(0, len(self._ends))
+
+    def _size(self, at: int, end: int) -> int:
+        """Of entries of the window, by their places in it."""
+        return self._end_of(end) - self._end_of(at)
+
+    def _end_of(self, count: int) -> int:
+        """Where the first `count` entries of the window end."""
+        return self._ends[count - 1] if count else self._begin
 
     def term(self, index: int) -> int | None:
         """The term at an index; None if it lies before the base or after the end."""
@@ -92,23 +104,16 @@ class Log:
         at = first - self.window
         if at < 0:
             return None
-        # No more than this can fit: a peer that lacks much must not cost a walk over all of it with every message.
-        found = self._entries[at : min(end - self.window, at + bytes_max // ENTRY_BYTES + 1)]
-        left = bytes_max - ENTRY_BYTES * len(found)
-        if sum([len(entry.data) for entry in found]) <= left:
-            return tuple(found)
-        size = 0
-        for count, entry in enumerate(found):
-            size += len(entry.data) + ENTRY_BYTES
-            if size > bytes_max and count > 0:
-                return tuple(found[:count])
-        return tuple(found)
+        end = min(end - self.window, len(self._ends))
+        if end <= at:
+            return ()
+        return tuple(self._entries[at : max(at + 1, bisect_right(self._ends, self._end_of(at) + bytes_max, at, end))])
 
     def size(self, first: int, end: int) -> int:
         """Of the entries of `[first, end)`, which are all here, or of none if there are none."""
         at = self.window
         assert first >= at or first >= end, (first, end, at)
-        return size_of(self._entries[first - at : end - at]) if first < end else 0
+        return self._size(first - at, end - at) if first < end else 0
 
     def tail(self, first: int) -> tuple[Entry, ...]:
         """All entries from `first` on, which are here."""
@@ -123,18 +128,14 @@ class Log:
         """Make the next entries: those of a leader."""
         chain = self.chain(self.last)
         assert chain is not None, self.last
-        made = list[Entry]()
-        for index, data in enumerate(datas, self.last + 1):
-            entry = make_entry(chain, index, term, kind, data)
-            chain = entry.chain
-            made.append(entry)
+        made = make_entries(chain, self.last + 1, term, kind, datas)
         if made:
             self._run(self.last + 1, term)
             self._push(made)
         return made
 
     def extend(self, entries: Sequence[Entry]) -> None:
-        """Take entries that follow the last one, each of them whole (`is_whole`): those of a leader.
+        """Take entries that follow the last one, all of them whole (`are_whole`): those of a leader.
 
         Raises Corrupt if their chain is not ours.
         """
@@ -154,8 +155,11 @@ class Log:
         self._push(entries)
 
     def _push(self, entries: Sequence[Entry]) -> None:
+        sizes = [len(entry.data) + ENTRY_BYTES for entry in entries]
+        if sizes:
+            sizes[0] += self._end_of(len(self._ends))
         self._entries += entries
-        self._bytes += size_of(entries)
+        self._ends += accumulate(sizes)
         self.last += len(entries)
 
     def truncate(self, first: int) -> None:
@@ -163,8 +167,7 @@ class Log:
         at = first - self.window
         assert at >= 0, (first, self.window)
         assert first > self._base.index, (first, self._base)
-        self._bytes -= size_of(self._entries[at:])
-        del self._entries[at:]
+        del self._entries[at:], self._ends[at:]
         self.last = first - 1
         self.stable = min(self.stable, self.last)
         while self._runs[-1][0] > self.last:
@@ -190,22 +193,19 @@ class Log:
     def reset(self, base: Mark) -> None:
         """Forget everything: a snapshot takes its place."""
         self._base, self._runs, self._entries = base, [(base.index, base.term)], []
-        self._bytes, self.last, self.stable = 0, base.index, base.index
+        self._ends, self._begin, self.last, self.stable = [], 0, base.index, base.index
 
     def shrink(self, keep_from: int, bytes_max: int) -> None:
         """Let entries before `keep_from` go, oldest first, until the window has no more than `bytes_max`."""
-        if self._bytes <= bytes_max + bytes_max // SLACK_SHARE:
+        if self.window_bytes <= bytes_max + bytes_max // SLACK_SHARE:
             return
-        size, first = self._bytes, self.window
-        while first < keep_from and size > bytes_max:
-            size -= len(self._entries[first - self.window].data) + ENTRY_BYTES
-            first += 1
-        self._drop_before(first)
+        too_old = self._ends[-1] - bytes_max  # whoever ends before that goes, and the one who ends there
+        self._drop_before(min(keep_from, self.window + bisect_left(self._ends, too_old) + 1))
 
     def _drop_before(self, first: int) -> None:
         at = min(max(0, first - self.window), len(self._entries))
-        self._bytes -= size_of(self._entries[:at])
-        del self._entries[:at]
+        self._begin = self._end_of(at)
+        del self._entries[:at], self._ends[:at]
 
 
 def _first(run: tuple[int, int]) -> int:

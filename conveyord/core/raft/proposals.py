@@ -10,30 +10,23 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
-
-
-class Slot(Struct, frozen=True, gc=False):
-    """Where a proposal was put, and its number."""
-
-    term: int
-    number: int
+from conveyord.core.raft.messages import Accepted
 
 
 class Proposals:
     """The proposals of this node that wait. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._slots: dict[int, tuple[Slot, ...]] = {}
+        self._slots: dict[int, tuple[Accepted, ...]] = {}
 
     def wait_for(self, first: int, last: int) -> bool:
         """Whether any was put at an index from `first` to `last`."""
         return any(index in self._slots for index in range(first, last + 1))
 
-    def accepted(self, number: int, index: int, term: int) -> None:
+    def accepted(self, answer: Accepted) -> None:
         """A proposal is in the log. An index may be taken again in a later term."""
-        slot = (Slot(term, number),)
-        self._slots[index] = slot if index not in self._slots else self._slots[index] + slot
+        index = answer.index
+        self._slots[index] = (*self._slots[index], answer) if index in self._slots else (answer,)
 
     def committed(self, index: int, term: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The entry at `index` is committed: the numbers that it answers, and those that are lost."""

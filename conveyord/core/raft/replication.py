@@ -20,14 +20,14 @@ from conveyord.core.raft.messages import (
 from conveyord.core.raft.progress import Mode
 from conveyord.core.raft.quorum import committed_index
 from conveyord.core.raft.state import NEVER, Leadership, State
-from conveyord.core.raft.types import Entry, Kind, NodeId, is_whole, size_of
+from conveyord.core.raft.types import Entry, Kind, NodeId, are_whole, size_of
 
 # ------------------------------------------------------------------------------ the leader
 
 
-def appended(state: State, leading: Leadership, entries: Sequence[Entry]) -> None:
-    """Entries were added to the leader's log: count them, promise its own copy, and send them."""
-    leading.uncommitted_bytes += size_of(entries)
+def appended(state: State, leading: Leadership, first: int) -> None:
+    """Entries were added to the leader's log, from `first` on: count them, promise its own copy, and send them."""
+    leading.uncommitted_bytes += state.log.size(first, state.log.last + 1)
     state.outbox.promise(AppendReply(state.node, state.node, state.term, state.log.last))
     broadcast(state, leading)
 
@@ -191,7 +191,7 @@ def tell_commit(state: State, leading: Leadership) -> None:
 def on_append(state: State, message: Append) -> None:
     """Take a leader's entries, or say where the logs may agree. The sender is known to be the leader of this term."""
     log = state.log
-    if not all(map(is_whole, message.entries)):
+    if not are_whole(message.entries):
         return  # damaged on its way or on the leader's disk: it will be sent again
     if message.prev_index < state.commit:
         # All of it up to here is committed: the leader has the same.

@@ -49,7 +49,8 @@ class Changes:
 
 @dataclass(slots=True)
 class _Session:
-    """replies: by number, those that the client may ask for again. floor: below it, it never will.
+    """replies: by number, those that the client may ask for again. floor: below it, it never will; replies that are
+    still there are freed many at once.
 
     use: when it was last used after another one was, as a count. is_stored: whether any `Changes` told of it.
     """
@@ -59,16 +60,11 @@ class _Session:
     use: int = 0
     is_stored: bool = False
 
-    def free(self, floor: int) -> None:
-        """Forget the replies below `floor`. Where numbers come in turn it costs what is freed, not what is kept."""
-        replies, number = self.replies, self.floor
-        if floor - number <= len(replies):
-            while number < floor:
-                replies.pop(number, None)
-                number += 1
-        else:
-            self.replies = {at: reply for at, reply in replies.items() if at >= floor}
-        self.floor = floor
+    def free(self) -> dict[int, bytes]:
+        """Forget the replies below the floor; returns those that are kept."""
+        floor = self.floor
+        self.replies = {number: reply for number, reply in self.replies.items() if number >= floor}
+        return self.replies
 
 
 class Sessions:
@@ -114,9 +110,9 @@ class Sessions:
         if number in found.replies:
             return found.replies[number]
         if ack_below > floor:
-            found.free(min(ack_below, number))
+            found.floor = min(number, ack_below)
         replies = found.replies
-        if len(replies) >= self._window:
+        if len(replies) >= self._window and len(replies := found.free()) >= self._window:
             raise WindowExceeded(
                 f"session {session} has {len(replies)} replies that it did not acknowledge, at most "
                 f"{self._window}; wait for some of them"
@@ -129,7 +125,7 @@ class Sessions:
         used = []
         for session in self._changed:
             found = self._sessions[session]
-            used.append((session, found.floor, found.use, found.replies))
+            used.append((session, found.floor, found.use, found.free()))
             found.is_stored = True
         changes = Changes(tuple(self._gone), tuple(used))
         self._changed, self._gone = {}, []
@@ -144,7 +140,7 @@ class Sessions:
 
     def dump(self) -> bytes:
         """The table, in the order of use: the same bytes at every replica."""
-        rows = [(key, one.floor, sorted(one.replies.items())) for key, one in self._sessions.items()]
+        rows = [(key, one.floor, sorted(one.free().items())) for key, one in self._sessions.items()]
         return bytes(msgpack.packb(rows))
 
     def load(self, data: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from conveyord.core.state.replies import INVALID, No
 
@@ -28,8 +29,9 @@ def shown(value: str) -> str:
     return ascii(value[:SHOWN_CHARS])
 
 
+@lru_cache(1_024)
 def wrong_key(key: str) -> No | None:
-    """Whether a configuration entry cannot be called so."""
+    """Whether a configuration entry cannot be called so. Asked of the same ones again and again."""
     if len(key) > CONFIG_KEY_CHARS_MAX:
         return No(INVALID, f"a key of {len(key)} characters, at most {CONFIG_KEY_CHARS_MAX}; shorten it")
     if _KEY.fullmatch(key):

@@ -348,7 +348,7 @@ class Driver:
         accepted = self._proposals.accepted
         for answer in ready.answers:
             if isinstance(answer, Accepted):
-                accepted(answer.number, answer.index, answer.term)
+                accepted(answer)
             else:
                 self._answer(answer.number, answer)
         self._answer_tried()

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from conveyord.core.errors import Corrupt
 from conveyord.core.raft.log import Log
-from conveyord.core.raft.types import ROOT_CHAIN, Entry, Kind, Mark, chain_after, is_whole, make_entry, size_of
+from conveyord.core.raft.types import ROOT_CHAIN, Entry, Kind, Mark, are_whole, chain_after, make_entry, size_of
 
 
 def entries_of(*terms: int, first: int = 1, chain: bytes = ROOT_CHAIN) -> list[Entry]:
@@ -94,7 +94,7 @@ class AgainstAList(RuleBasedStateMachine):
         for entry in self.all:
             chain = chain_after(chain, entry.index, entry.term, entry.crc)
             assert entry.chain == chain
-            assert is_whole(entry)
+            assert are_whole([entry])
 
 
 AgainstAList.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
