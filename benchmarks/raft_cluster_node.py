@@ -47,11 +47,12 @@ from conveyord.storage.state_store.replica import Replica
 from conveyord.storage.state_store.store import StateStore
 
 OPTIONS = Options(election_timeout_seconds=1.0, heartbeat_seconds=0.2)
-POLICY = Policy(every_entries=30_000, kept_entries=2_000)  # of the default, 50,000 and 10,000, a round would see none
+POLICY = Policy(every_bytes=10 << 20, kept_bytes=700 << 10)  # of the default, 32 and 8 MiB, a round would see none
 PUT, READ, LOAD, LEADS = "bench.put", "bench.read", "bench.load", "bench.leads"
 APPLIED, BUSY, TRANSFER, STALL = "bench.applied", "bench.busy", "bench.transfer", "bench.stall"
 KEYS = 1_000
 VALUE = random.Random(0).randbytes(200)
+REQUESTS = [Request(ConfigPut(f"k{number}", VALUE, None), "bench", 0) for number in range(KEYS)]
 CALL_SECONDS = 30.0
 # Of the process, as the daemon sets them:
 SWITCH_SECONDS = 0.0005  # of Python's 5 ms: so long the event loop would wait for a thread that applies
@@ -121,9 +122,9 @@ class Load:
     def _propose(self) -> None:
         self._number += 1
         # They are answered in order, so those that were are the lowest.
-        request = Request(ConfigPut(f"k{self._number % KEYS}", VALUE, None), "bench", 0)
+        request = REQUESTS[self._number % KEYS]
         data = self._writer.command(self._session, self._number, self._answered + 1, request)
-        self._driver.propose(data, partial(self._on_answer, time.monotonic()))
+        self._driver.propose(data, partial(self._on_answer, time.monotonic()), about=request.command.about)
 
     def _on_answer(self, begun: float, outcome: Outcome) -> None:
         assert isinstance(outcome, Done), outcome

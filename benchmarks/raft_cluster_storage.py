@@ -3,8 +3,8 @@
     python -m benchmarks.raft_cluster_storage [--rounds 7] [--seconds 1.5] [--delay-ms 3]
 
 Three processes at once, each with a real log and a real state, and nothing between them: no consensus, no network, no
-clients. Each writes batches of 256 entries to its log, every commit a fixed time longer as in
-`benchmarks.raft_cluster`, and applies a batch while the next is written. A cluster on this machine, on this storage,
+clients. Each writes bundles of 256 commands to its log, every commit a fixed time longer as in
+`benchmarks.raft_cluster`, and applies one while the next is written. A cluster on this machine, on this storage,
 cannot be faster than that. The baseline, in turn with it, is a group commit of as many bare rows in one process.
 "one" is a single one of the three with the machine to itself: a group commit that applies what it commits.
 """
@@ -12,6 +12,7 @@ cannot be faster than that. The baseline, in turn with it, is a group commit of 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
@@ -20,20 +21,21 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from queue import Queue
 
 from benchmarks.raft_cluster import Raw
-from benchmarks.raft_cluster_node import KEYS, SWITCH_SECONDS, VALUE
+from benchmarks.raft_cluster_node import GARBAGE, KEYS, REQUESTS, SWITCH_SECONDS
 from benchmarks.raft_cluster_processes import NAMES
+from conveyord.core.raft.bundles import pack
 from conveyord.core.raft.membership import Membership
 from conveyord.core.raft.messages import Write
 from conveyord.core.raft.types import Entry, HardState, Kind, make_entry
 from conveyord.core.state.codec import Codec
-from conveyord.core.state.commands import ConfigPut
 from conveyord.core.state.machine import MACHINE
-from conveyord.core.state.proposing import Request, SessionWriter
+from conveyord.core.state.proposing import SessionWriter
 from conveyord.storage.raft_log.log import RaftLog
 from conveyord.storage.state.execute import Executor
 from conveyord.storage.state.schema import MIGRATIONS
@@ -41,42 +43,45 @@ from conveyord.storage.state_store.replica import Replica
 from conveyord.storage.state_store.store import StateStore
 
 BATCH = 256
-AHEAD = 1  # batches that the log may have more than the state
+AHEAD = 1  # entries that the log may have more than the state
 
 
-def batches() -> Iterator[Sequence[Entry]]:
+def log_of_bundles() -> Iterator[Entry]:
     """Without an end: the first is the opening of the session."""
-    writer, chain, index, number = SessionWriter(Codec(MACHINE.commands), "bench"), bytes(8), 0, 0
+    writer, number = SessionWriter(Codec(MACHINE.commands), "bench"), 0
+    entry = make_entry(bytes(8), 1, 1, Kind.COMMAND, writer.register())
     while True:
-        found = list[Entry]()
-        for _ in range(BATCH if index else 1):
-            index += 1
-            data = writer.register()
-            if index > 1:
-                number += 1
-                put = Request(ConfigPut(f"k{number % KEYS}", VALUE, None), "bench", 0)
-                data = writer.command(1, number, max(1, number - BATCH), put)
-            entry = make_entry(chain, index, 1, Kind.COMMAND, data)
-            chain = entry.chain
-            found.append(entry)
-        yield found
+        yield entry
+        numbers, number = range(number + 1, number + BATCH + 1), number + BATCH
+        commands = [writer.command(1, at, max(1, at - BATCH), REQUESTS[at % KEYS]) for at in numbers]
+        entry = make_entry(entry.chain, entry.index + 1, 1, Kind.BUNDLE, pack(commands))
 
 
 def node(home: Path, seconds: float, delay_seconds: float) -> None:
     """A process: says when it is ready, and for each line that it is given how many entries a second it took."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    gc.freeze()
+    gc.set_threshold(*GARBAGE)
     log = RaftLog(home / "raft" / "raft.db", node="n")
     log.found(Membership(frozenset("n")))
     store = StateStore.open(home / "state", base=log.base, membership=log.membership, migrations=MIGRATIONS)
     log.load(0)
     state = Replica(store, Executor().execute)
-    written = Queue[Sequence[Entry] | None](AHEAD)
+    written = Queue[Entry | None](AHEAD)
 
     def apply_all() -> None:
-        while (entries := written.get()) is not None:
-            state.apply(entries)
+        while (entry := written.get()) is not None:
+            state.apply([entry])
 
-    endless, token = batches(), 0
+    endless, token = log_of_bundles(), 0
+
+    def write(entry: Entry) -> None:
+        nonlocal token
+        token += 1
+        log.write(Write(token, HardState(1, None, 0), None, (entry,), None))
+
+    write(opening := next(endless))
+    state.apply([opening])
     print("ready", flush=True)
     for _ in sys.stdin:
         made = [next(endless) for _ in range(int(seconds * 150_000 / BATCH))]  # beforehand: clients do that
@@ -85,25 +90,18 @@ def node(home: Path, seconds: float, delay_seconds: float) -> None:
         begun = time.perf_counter()
         count = 0
         while time.perf_counter() < begun + seconds:
-            token += 1
-            entries = made[count]
-            log.write(Write(token, HardState(1, None, 0), None, tuple(entries), None))
+            write(made[count])
             time.sleep(delay_seconds)
-            written.put(entries)
+            written.put(made[count])
             count += 1
         written.put(None)
         applier.join()
-        endless = _after(made[count:], endless)
-        print(sum(map(len, made[:count])) / (time.perf_counter() - begun), flush=True)
-
-
-def _after(left: Sequence[Sequence[Entry]], endless: Iterator[Sequence[Entry]]) -> Iterator[Sequence[Entry]]:
-    yield from left
-    yield from endless
+        endless = chain(made[count:], endless)
+        print(BATCH * count / (time.perf_counter() - begun), flush=True)
 
 
 def measured(rounds: int, seconds: float, delay_seconds: float) -> dict[str, float]:
-    """What one process does alone, and the slowest of three at once: entries a second, and in baselines; medians."""
+    """What one process does alone, and the slowest of three at once: commands a second, and in baselines; medians."""
     with tempfile.TemporaryDirectory(prefix="conveyord-raft-storage-") as directory:
         home = Path(directory)
         raw, found = Raw(home, delay_seconds), defaultdict[str, list[float]](list)

@@ -235,9 +235,11 @@ class Member:
         caller = incoming.caller
         return caller.admission.role == NODE_ROLE and caller.hello.cluster == self._cluster
 
-    def _vet(self, data: bytes) -> None:
+    def _vet(self, data: bytes) -> str | None:
         """Raise Refused for what must not get into the log: a command that some member does not know would stop it."""
-        self._check_protocol(self._codec.decode(data).command)
+        command: Command = self._codec.decode(data).command
+        self._check_protocol(command)
+        return command.about
 
     def _check_protocol(self, command: Command) -> None:
         if command.protocol > self.protocol:

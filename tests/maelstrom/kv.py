@@ -10,6 +10,7 @@ from typing import Any
 import msgpack
 from sqlite_utils import Database
 
+from conveyord.core.raft.bundles import pack, unpack
 from conveyord.core.raft.sessions import SessionExpired, Sessions
 from conveyord.core.raft.types import Entry, Kind
 from conveyord.storage.state_store.store import StateStore
@@ -31,11 +32,15 @@ def execute(cursor: sqlite3.Cursor, sessions: Sessions, entries: Sequence[Entry]
 
 
 def _execute(cursor: sqlite3.Cursor, sessions: Sessions, entry: Entry) -> bytes:
-    if entry.kind is not Kind.COMMAND:
-        return b""
-    parts = msgpack.unpackb(entry.data)
+    if entry.kind is Kind.BUNDLE:
+        return pack([_command(cursor, sessions, entry.index, data) for data in unpack(entry.data)])
+    return _command(cursor, sessions, entry.index, entry.data) if entry.kind is Kind.COMMAND else b""
+
+
+def _command(cursor: sqlite3.Cursor, sessions: Sessions, index: int, data: bytes) -> bytes:
+    parts = msgpack.unpackb(data)
     if not parts:
-        return bytes(msgpack.packb(sessions.register(entry.index)))
+        return bytes(msgpack.packb(sessions.register(index)))
     session, number, ack_below, operation = parts
     try:
         return sessions.apply(session, number, ack_below, lambda: bytes(msgpack.packb(_run(cursor, *operation))))
@@ -71,6 +76,9 @@ class KvSession:
 
     def command(self, session: int, number: int, ack_below: int, command: list[Any]) -> bytes:
         return bytes(msgpack.packb([session, number, ack_below, command]))
+
+    def about(self, command: list[Any]) -> str:
+        return json.dumps(command[1])
 
     def is_expired(self, reply: bytes) -> bool:
         return reply == EXPIRED

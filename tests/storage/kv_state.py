@@ -16,6 +16,7 @@ from typing import Any
 import msgpack
 from sqlite_utils import Database
 
+from conveyord.core.raft.bundles import pack, unpack
 from conveyord.core.raft.membership import Membership, encode
 from conveyord.core.raft.sessions import SessionExpired, Sessions
 from conveyord.core.raft.types import BEGINNING, Entry, Kind, Mark, make_entry
@@ -45,11 +46,14 @@ class KvState:
 
     def _execute(self, cursor: sqlite3.Cursor, sessions: Sessions, entry: Entry) -> bytes:
         self.ran, self.repeated = None, False
-        if entry.kind is not Kind.COMMAND:
-            return b""
-        parts = msgpack.unpackb(entry.data)
+        if entry.kind is Kind.BUNDLE:
+            return pack([self._command(cursor, sessions, entry.index, data) for data in unpack(entry.data)])
+        return self._command(cursor, sessions, entry.index, entry.data) if entry.kind is Kind.COMMAND else b""
+
+    def _command(self, cursor: sqlite3.Cursor, sessions: Sessions, index: int, data: bytes) -> bytes:
+        parts = msgpack.unpackb(data)
         if not parts:
-            return bytes(msgpack.packb(sessions.register(entry.index)))
+            return bytes(msgpack.packb(sessions.register(index)))
         session, number, ack_below, *operation = parts
 
         def run() -> bytes:

@@ -99,7 +99,7 @@ def on_propose(state: State, event: Propose) -> None:
         index += 1
         answers.append(Accepted(number, index, state.term))
     if taken:
-        appended(state, leading, log.append_all(state.term, Kind.COMMAND, taken)[0].index)
+        appended(state, leading, log.append_all(state.term, event.kind, taken)[0].index)
 
 
 def _dropped(state: State, number: int) -> Dropped:

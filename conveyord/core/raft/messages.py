@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from msgspec import Struct
 
 from conveyord.core.raft.membership import Change, Membership
-from conveyord.core.raft.types import Entry, HardState, Mark, NodeId
+from conveyord.core.raft.types import Entry, HardState, Kind, Mark, NodeId
 
 # ------------------------------------------------------------------------------ between nodes
 
@@ -122,9 +122,10 @@ class Receive:
 
 @dataclass(frozen=True, slots=True)
 class Propose:
-    """Commands to append, each with the number by which its `Accepted` or `Dropped` is told."""
+    """Entries to append, each with the number by which its `Accepted` or `Dropped` is told. kind: COMMAND or BUNDLE."""
 
     commands: tuple[tuple[int, bytes], ...]
+    kind: Kind = Kind.COMMAND
 
 
 @dataclass(frozen=True, slots=True)

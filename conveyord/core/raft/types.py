@@ -34,6 +34,8 @@ class Kind(IntEnum):
     """A leader's first entry: committing it commits what earlier leaders left (Raft paper, 5.4.2 and 8)."""
     COMMAND = 1
     MEMBERSHIP = 2
+    BUNDLE = 3
+    """Several commands, see `bundles.py`."""
 
 
 class Entry(NamedTuple):

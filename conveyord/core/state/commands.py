@@ -20,9 +20,12 @@ Digest = Annotated[bytes, Meta(max_length=64)]
 
 
 class Command(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Base of all. protocol: that of the cluster from which on it may be proposed."""
+    """Base of all. protocol: that of the cluster from which on it may be proposed. shares_entry: whether it concerns
+    its target and nothing else, so that others may be in its entry that have other ones.
+    """
 
     protocol: ClassVar[int] = 1
+    shares_entry: ClassVar[bool] = False
 
     @classmethod
     def operation(cls) -> str:
@@ -33,6 +36,11 @@ class Command(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     def target(self) -> str:
         """What it is about, for the audit."""
         return ""
+
+    @property
+    def about(self) -> str | None:
+        """The object that it is about, if it may share an entry: see `core/raft/bundles.py`."""
+        return self.target if self.shares_entry else None
 
     @property
     def is_repeatable(self) -> bool:
@@ -172,6 +180,7 @@ class MemberForget(Command, frozen=True, tag="member.forget"):
 class ConfigPut(Command, frozen=True, tag="config.put"):
     """Write a configuration entry. Ok: the index. expect_index: of its last change; 0: it must not be there."""
 
+    shares_entry: ClassVar[bool] = True
     key: Line
     value: bytes
     expect_index: Count | None = None
@@ -188,6 +197,7 @@ class ConfigPut(Command, frozen=True, tag="config.put"):
 class ConfigDelete(Command, frozen=True, tag="config.delete"):
     """Remove a configuration entry. Ok: the index."""
 
+    shares_entry: ClassVar[bool] = True
     key: Line
     expect_index: Count | None = None
 

@@ -38,6 +38,10 @@ class SessionWriter:
         envelope = Envelope(session, number, ack_below, command.at_ms, command.actor, command.command)
         return self._codec.encode(envelope)
 
+    def about(self, command: Request) -> str | None:
+        """The object that it is about, if others may share its entry."""
+        return command.command.about
+
     def alone(self, command: Request) -> bytes:
         """A command that may be repeated, without a session."""
         assert command.command.is_repeatable, command

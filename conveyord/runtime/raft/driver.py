@@ -23,13 +23,15 @@ What the log or the state raises ends `run`, and must end the process: nobody kn
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import structlog
 import trio
 
 from conveyord.core.errors import Refused, Retryable
+from conveyord.core.raft.bundles import Asked, bundled, pack, unpack
 from conveyord.core.raft.membership import Change, Membership
 from conveyord.core.raft.messages import (
     Accepted,
@@ -52,7 +54,7 @@ from conveyord.core.raft.progress import Mode
 from conveyord.core.raft.proposals import Proposals
 from conveyord.core.raft.state import Role
 from conveyord.core.raft.tried import Tried
-from conveyord.core.raft.types import Entry, Mark, NodeId
+from conveyord.core.raft.types import Entry, Kind, Mark, NodeId, size_of
 from conveyord.runtime.nurseries import unwrapped
 from conveyord.runtime.raft.applying import Applying, Later
 from conveyord.runtime.raft.disk import Disk
@@ -70,7 +72,7 @@ MESSAGES_MAX = 10_000  # of others that wait for a turn; Raft tolerates that mor
 # A follower that has to write applies so much later, if nobody reads there: what is committed meanwhile is applied
 # together, and costs less. What a client waits for is the write.
 BEHIND_SECONDS = 0.01
-BUSY_ENTRIES, BUSY_BEHIND_SECONDS = 128, 0.05  # where so many are committed at once, and later still
+BUSY_BYTES, BUSY_BEHIND_SECONDS = 32 * 1024, 0.05  # where so much is committed at once, and later still
 TICK = Tick()
 ENDED = "this node has ended"
 TAKEN = "another leader's entry took its place; propose it anew"
@@ -121,7 +123,7 @@ class Driver:
         self._messages = 0  # of others, among them
         self._woken = trio.Event()
         self._proposals = Proposals()
-        self._asked: list[tuple[int, bytes]] = []
+        self._asked: list[Asked] = []
         self._answers: dict[int, Answer] = {}
         self._number = 0
         self._readers = _Readers()
@@ -211,11 +213,12 @@ class Driver:
 
     # -------------------------------------------------------------------------- what others ask for
 
-    def propose(self, command: bytes, answer: Answer) -> int:
+    def propose(self, command: bytes, answer: Answer, *, about: str | None = None) -> int:
         """Have a command appended; `answer` is called with what becomes of it, in the trio thread, and must not raise.
 
-        Returns the number by which `forget` knows it. The answer may never come while there is no majority. Raises
-        Refused for a command that is too large: it would not fit a message, or the reserve of a full disk.
+        about: the object that it is about, if others may share its entry; the state must know bundles then. Returns the
+        number by which `forget` knows it. The answer may never come while there is no majority. Raises Refused for a
+        command that is too large: it would not fit a message, or the reserve of a full disk.
         """
         if len(command) > COMMAND_BYTES_MAX:
             raise Refused(
@@ -228,7 +231,7 @@ class Driver:
         elif len(self._answers) > PROPOSALS_MAX:
             self._answer(number, Dropped(number, f"{PROPOSALS_MAX} proposals wait here; try again later", None))
         else:
-            self._asked.append((number, command))
+            self._asked.append(Asked(number, command, about))
             self._woken.set()
         return number
 
@@ -326,8 +329,7 @@ class Driver:
         for event in mail:
             node.step(event, now)
         if self._asked:
-            asked, self._asked = tuple(self._asked), []
-            node.step(Propose(asked), now)
+            self._propose(now)
         if self._has_readers:
             self._ticket += 1
             self._reading[self._ticket] = self._readers
@@ -338,6 +340,22 @@ class Driver:
             node.step(TICK, now)
         self._do(node.ready())
         self._note(self.standing)
+
+    def _propose(self, now: float) -> None:
+        """All that was asked, in as few entries as may be."""
+        asked, self._asked = self._asked, []
+        alone, bundles = list[tuple[int, bytes]](), list[tuple[int, bytes]]()
+        for bundle in bundled(asked):
+            if len(bundle) == 1:
+                alone.append((bundle[0].number, bundle[0].command))
+                continue
+            self._number += 1
+            self._answers[self._number] = partial(self._answer_all, [one.number for one in bundle])
+            bundles.append((self._number, pack([one.command for one in bundle])))
+        if bundles:
+            self._node.step(Propose(tuple(bundles), Kind.BUNDLE), now)
+        if alone:
+            self._node.step(Propose(tuple(alone)), now)
 
     def _do(self, ready: Ready) -> None:
         """Threads last: as soon as one has something to do, this one shares the interpreter with it."""
@@ -375,18 +393,18 @@ class Driver:
             self._applying.apply(entries)
         else:
             self._behind = self._applying.later(entries)
-            self.deadlines.add(trio.current_time() + self._behind_seconds(len(entries)), self._behind)
+            self.deadlines.add(trio.current_time() + self._behind_seconds(entries), self._behind)
 
     def _catch_up(self) -> None:
         """Apply now what was to be applied later."""
         if self._behind is not None and self._behind.is_open:
             self._behind.expire()
 
-    def _behind_seconds(self, count: int) -> float:
+    def _behind_seconds(self, entries: Sequence[Entry]) -> float:
         """Where much is to be applied, each member waits for another time: all do it at once otherwise, and a leader
         finds no majority that is quick to write.
         """
-        if count < BUSY_ENTRIES:
+        if size_of(entries) < BUSY_BYTES:
             return BEHIND_SECONDS
         members = sorted(self.membership.everyone | {self.node_id})
         return BUSY_BEHIND_SECONDS * (1 - members.index(self.node_id) / (2 * len(members)))
@@ -419,6 +437,15 @@ class Driver:
         if answer is not None:
             answer(outcome)
 
+    def _answer_all(self, numbers: Sequence[int], outcome: Outcome) -> None:
+        """The commands of a bundle, by that of its entry."""
+        if isinstance(outcome, Done):
+            for number, reply in zip(numbers, unpack(outcome.reply), strict=True):
+                self._answer(number, Done(outcome.index, reply))
+            return
+        for number in numbers:
+            self._answer(number, replace(outcome, number=number) if isinstance(outcome, Dropped) else outcome)
+
     def _tell_all(self, outcome: Outcome) -> None:
         answers, self._answers = self._answers, {}
         for answer in answers.values():
@@ -428,7 +455,7 @@ class Driver:
         self.tell(Applied(entries[-1].index))
         if self._proposals.wait_for(entries[0].index, entries[-1].index):  # none does if all was tried out before
             self._reply(entries, replies)
-        self._snapshots.applied(entries[-1].index)
+        self._snapshots.applied(entries)
 
     def _on_tried(self, entries: Sequence[Entry], replies: Sequence[bytes]) -> None:
         if self._node.state.role is Role.LEADER:

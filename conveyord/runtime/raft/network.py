@@ -65,12 +65,12 @@ class Network:
         *,
         tls: TlsContexts | None = None,
         may_speak: Callable[[Incoming], bool] = lambda incoming: bool(incoming.caller.node),
-        vet: Callable[[bytes], object] = bytes,
+        vet: Callable[[bytes], str | None] = lambda _: None,
     ) -> None:
         """side: whose handlers get those of Raft. may_speak: whether a caller may use them: a member, not a client.
 
         vet: raises Refused for a command of another node that must not get into the log: one that this version, or
-        another member's, could not apply would stop every node.
+        another member's, could not apply would stop every node. Returns what it is about, see `Driver.propose`.
         """
         self._node = node
         self._side = side
@@ -217,9 +217,9 @@ class Network:
 
     async def _on_propose(self, incoming: Incoming) -> bytes:
         driver = self._driven(incoming)
-        self._vet(incoming.payload)
+        about = self._vet(incoming.payload)
         send, receive = trio.open_memory_channel[Outcome](1)
-        number = driver.propose(incoming.payload, send.send_nowait)
+        number = driver.propose(incoming.payload, send.send_nowait, about=about)
         try:
             outcome = await receive.receive()
         finally:

@@ -46,6 +46,9 @@ class Session(Protocol[OfSessionT_contra]):
     def command(self, session: int, number: int, ack_below: int, command: OfSessionT_contra) -> bytes:
         """A command with its number; ack_below: the lowest number whose reply is still waited for."""
 
+    def about(self, command: OfSessionT_contra) -> str | None:
+        """The object that it is about, if others may share its entry: see `core/raft/bundles.py`."""
+
     def is_expired(self, reply: bytes) -> bool:
         """Whether a reply says that the session is not known any more."""
 
@@ -90,7 +93,7 @@ class Proposer(Generic[CommandT]):
             # A lock that is passed on takes a round of the event loop, so it is only taken where there is no session.
             session = self._id or await self._opened(attempt)
             data = self._session.command(session, number, self._floor, command)
-            done = await self._until_done(data, attempt)
+            done = await self._until_done(data, self._session.about(command), attempt)
         finally:
             self._close(number)
         if self._session.is_expired(done.reply):
@@ -124,19 +127,19 @@ class Proposer(Generic[CommandT]):
             await self._opening.acquire()
         try:
             if not self._id:
-                self._id = (await self._until_done(self._session.register(), _Attempt(attempt.deadline))).index
+                self._id = (await self._until_done(self._session.register(), None, _Attempt(attempt.deadline))).index
             return self._id
         finally:
             self._opening.release()
 
-    async def _until_done(self, data: bytes, attempt: _Attempt) -> Done:
+    async def _until_done(self, data: bytes, about: str | None, attempt: _Attempt) -> Done:
         """Propose the same bytes until they are committed."""
         driver = self._driver
         while True:
             known = driver.standing.leader
             outcome: Outcome | None
             if known == driver.node_id:
-                outcome = await self._proposed_here(data, attempt)
+                outcome = await self._proposed_here(data, about, attempt)
                 if isinstance(outcome, Done):
                     return outcome
             with attempt.limited():
@@ -180,11 +183,11 @@ class Proposer(Generic[CommandT]):
             if asked != leader:
                 scope.cancel()
 
-    async def _proposed_here(self, data: bytes, attempt: _Attempt) -> Outcome:
+    async def _proposed_here(self, data: bytes, about: str | None, attempt: _Attempt) -> Outcome:
         """The outcome of one attempt at this node."""
         before, attempt.may_be_there = attempt.may_be_there, True
         waiting = _Waiting(self._driver)
-        outcome = await waiting.outcome(data, attempt.deadline)
+        outcome = await waiting.outcome(data, about, attempt.deadline)
         attempt.may_be_there = before or isinstance(outcome, Unknown)
         return outcome
 
@@ -209,9 +212,9 @@ class _Waiting:
         self.is_open = True
         """Whether its deadline matters still, see `Deadlines`."""
 
-    async def outcome(self, data: bytes, deadline: float) -> Outcome:
+    async def outcome(self, data: bytes, about: str | None, deadline: float) -> Outcome:
         """Propose, and wait. Raises _TooLate."""
-        self._number = self._driver.propose(data, self._answer)
+        self._number = self._driver.propose(data, self._answer, about=about)
         if self._found is None:  # as nearly always
             self._task = trio.lowlevel.current_task()
             self._driver.deadlines.add(deadline, self)

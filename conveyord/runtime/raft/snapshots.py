@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -11,23 +12,26 @@ import trio
 from conveyord.core.errors import ConveyordError, Corrupt, Retryable
 from conveyord.core.raft.messages import Event, SnapshotSent
 from conveyord.core.raft.node import RaftNode
-from conveyord.core.raft.types import NodeId
+from conveyord.core.raft.types import Entry, NodeId, size_of
 from conveyord.runtime.raft.disk import Disk
 from conveyord.runtime.raft.ports import SnapshotSource, StatePort, Transport
 
 log = structlog.get_logger(__name__)
 
 AGAIN_SECONDS = 60.0  # after a snapshot could not be taken
+KEPT_STEPS = 64  # in which what is kept is measured
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """every_entries: from one to the next. kept_entries: that stay in the log behind it,
-    for nodes that are a little late.
+    """every_*: from one to the next, whatever comes first. kept_*: that stay in the log behind it at most, for nodes
+    that are a little late. Bytes are those of entries by `size_of`, about.
     """
 
     every_entries: int = 50_000
+    every_bytes: int = 32 << 20
     kept_entries: int = 10_000
+    kept_bytes: int = 8 << 20
 
 
 class Snapshots:
@@ -52,6 +56,10 @@ class Snapshots:
         self._due = trio.Event()
         self._taking = trio.Lock()
         self._taken_index = node.state.log.base.index
+        self._bytes = node.state.log.window_bytes  # that were applied since the log begins, or about
+        self._taken_bytes = 0
+        self._steps = deque([(node.state.applied, self._bytes)])
+        self._kept_after = self._taken_index  # more bytes were applied since than are kept
         self._asked: dict[NodeId, int] = {}
         self._news = trio.Event()
         self._streams: dict[NodeId, trio.CancelScope] = {}
@@ -71,22 +79,29 @@ class Snapshots:
 
     # -------------------------------------------------------------------------- taking
 
-    def applied(self, index: int) -> None:
-        """The state has entries up to this one."""
-        if self._round(index) > self._round(self._taken_index):
+    def applied(self, entries: Sequence[Entry]) -> None:
+        """The state has these too."""
+        policy, index = self._policy, entries[-1].index
+        self._bytes += size_of(entries)
+        if not self._steps or self._bytes - self._steps[-1][1] >= policy.kept_bytes // KEPT_STEPS:
+            self._steps.append((index, self._bytes))
+        while self._steps and self._bytes - self._steps[0][1] >= policy.kept_bytes:
+            self._kept_after = self._steps.popleft()[0]
+        is_due = self._round(index, policy.every_entries) > self._round(self._taken_index, policy.every_entries)
+        if is_due or self._round(self._bytes, policy.every_bytes) > self._round(self._taken_bytes, policy.every_bytes):
             self._due.set()
 
-    def _round(self, index: int) -> int:
-        """Snapshots that are due until an index. Members take theirs at different ones: not all are busy with it at
+    def _round(self, place: int, every: int) -> int:
+        """Snapshots that are due until a place. Members take theirs at different ones: not all are busy with it at
         once, and a leader finds a quorum that is not.
         """
-        state, every = self._node.state, self._policy.every_entries
+        state = self._node.state
         members = sorted(state.membership.everyone | {state.node})
-        return (index + every * members.index(state.node) // len(members)) // every
+        return (place + every * members.index(state.node) // len(members)) // every
 
     def switched(self, index: int) -> None:
         """The state is that of a snapshot."""
-        self._taken_index = max(self._taken_index, index)
+        self._taken_index, self._taken_bytes = max(self._taken_index, index), self._bytes
 
     async def _take_all(self) -> None:
         while True:
@@ -103,9 +118,10 @@ class Snapshots:
     async def take(self) -> int:
         """Take one, and let the log be compacted behind it. Returns its index."""
         async with self._taking:
+            self._taken_bytes = self._bytes
             mark = await trio.to_thread.run_sync(self._state.take_snapshot)
         self._taken_index = max(self._taken_index, mark.index)
-        index = mark.index - self._policy.kept_entries
+        index = min(mark.index, max(mark.index - self._policy.kept_entries, self._kept_after))
         state = self._node.state
         log.info("a snapshot was taken", index=mark.index, log_begins_after=max(index, state.log.base.index))
         if index > state.log.base.index:

@@ -8,6 +8,7 @@ from copy import copy
 from typing import Any, NamedTuple
 
 from conveyord.core.errors import Refused
+from conveyord.core.raft.bundles import pack, unpack
 from conveyord.core.raft.membership import decode as decode_membership
 from conveyord.core.raft.sessions import SessionExpired, Sessions, WindowExceeded
 from conveyord.core.raft.types import Entry, Kind
@@ -18,7 +19,7 @@ from conveyord.core.state.replies import No, Ok
 from conveyord.core.state.rows import CONFIG, ClusterRow, ConfigRow, Decision, Gone, Moment, RareRow, SettingRow
 from conveyord.core.state.standings import decide_membership
 from conveyord.storage.state.pending import Pending
-from conveyord.storage.state.schema import EVENT_BYTES, EVENTS_PER_INDEX
+from conveyord.storage.state.schema import EVENT_BYTES, first_id
 from conveyord.storage.state.tables import DELETE, PUT, Tables
 from conveyord.storage.state.totals import Totals
 
@@ -55,6 +56,7 @@ class Executor:
         self._next = 0  # the entry that follows what was carried out; 0 if what was counted does not hold
         self._before: _Before | None = None
         self._touched = dict[str, int]()
+        self._event_id = self._audit_id = 0  # of the next row of the present entry
 
     def take_touched(self) -> dict[str, int]:
         """The topics that entries have changed since the last call, with the index of the last change.
@@ -65,7 +67,7 @@ class Executor:
         return touched
 
     def execute(self, cursor: sqlite3.Cursor, sessions: Sessions, entries: Sequence[Entry]) -> list[bytes]:
-        """Do what `entries` ask for, and return their replies; b"" for an entry that is no command.
+        """Do what `entries` ask for, and return their replies, those of a bundle packed; b"" where there is no command.
 
         Rows are written at the end, many by one statement. Raises Refused for a command that this program does not
         know: nothing of the batch is applied, and the node has to stop, as it would differ from the others if it went
@@ -76,15 +78,16 @@ class Executor:
             self._begin(cursor, first)
         self._next = 0
         decode, run, replies = self._codec.decode, self._command, list[bytes]()
-        is_command, is_membership = Kind.COMMAND, Kind.MEMBERSHIP  # not looked up for every entry: that is slow
         for index, entry in enumerate(entries, first):
-            kind = entry.kind
-            if kind is is_command:
-                replies.append(run(sessions, index, decode(entry.data)))
-                continue
-            if kind is is_membership:
+            kind, reply = entry.kind, b""
+            self._event_id = self._audit_id = first_id(index)
+            if kind is Kind.COMMAND:
+                reply = run(sessions, index, decode(entry.data))
+            elif kind is Kind.BUNDLE:
+                reply = pack([run(sessions, index, decode(command)) for command in unpack(entry.data)])
+            elif kind is Kind.MEMBERSHIP:
                 self._carry_out(decide_membership(self._tables, index, decode_membership(entry.data)), index)
-            replies.append(b"")
+            replies.append(reply)
         self._write()
         self._next = first + len(entries)
         return replies
@@ -124,7 +127,9 @@ class Executor:
         decision = self._machine.decide(self._tables, Moment(index, at_ms), envelope.session, command)
         reply = decision.reply
         code = reply.code if isinstance(reply, No) else DONE
-        self._pending.audit += (index, at_ms, envelope.actor, self._operations[type(command)], command.target, code)
+        operation = self._operations[type(command)]
+        self._pending.audit += (self._audit_id, at_ms, envelope.actor, operation, command.target, code)
+        self._audit_id += 1
         self._totals.audit += 1
         self._carry_out(decision, index)
         return encode_reply(reply)
@@ -136,7 +141,7 @@ class Executor:
                 pending.put_config(row)
             else:
                 self._change(row, index)
-        id_ = index * EVENTS_PER_INDEX
+        id_ = self._event_id
         for event in decision.events:
             topic, key, value = event.topic, event.key, event.value
             size = EVENT_BYTES + len(key) + (len(value) if value is not None else 0)
@@ -145,6 +150,7 @@ class Executor:
             totals.event_bytes += size
             pending.topics[topic] = index
             id_ += 1
+        self._event_id = id_
         entries, size = decision.grown
         totals.config_entries += entries
         totals.config_bytes += size

@@ -17,6 +17,7 @@ from conveyord.core.state.machine import MACHINE, Machine
 from conveyord.core.state.replies import No
 from conveyord.core.state.rows import TOPICS, AuditRow, ClusterRow, ConfigRow, MemberRow, TokenRow
 from conveyord.core.state.settings import SETTINGS
+from conveyord.storage.state.schema import ROWS_PER_INDEX, first_id
 from conveyord.storage.state.tables import Tables
 from conveyord.storage.state.watching import Behind, Compacted, Events, Topic, Watched, read_events, read_topics
 from conveyord.storage.state_store.faults import translated
@@ -157,12 +158,19 @@ class StateView:
             return Answer(index, tuple(Tables(cursor).tokens()))
 
     def audit(self, *, before: int | None = None, limit: int = 100) -> Answer[Page[AuditRow]]:
-        """Commands that were decided on, the newest first, those of an index below `before`."""
+        """Commands that were decided on, the newest first, those of an index below `before`.
+
+        limit: where to end, behind all of one index.
+        """
         with self._reading() as (index, cursor):
-            last = index + 1 if before is None else before
-            cursor.execute('SELECT * FROM audit WHERE "index" < ? ORDER BY "index" DESC LIMIT ?', (last, limit + 1))
-            rows = [AuditRow(*row) for row in cursor.fetchall()]
-            return Answer(index, Page(tuple(rows[:limit]), more=len(rows) > limit))
+            end = first_id(index + 1 if before is None else min(before, index + 1))
+            rows = list[AuditRow]()
+            for id_, *values in cursor.execute("SELECT * FROM audit WHERE id < ? ORDER BY id DESC", (end,)):
+                row = AuditRow(id_ // ROWS_PER_INDEX, *values)
+                if len(rows) >= limit and row.index != rows[-1].index:
+                    return Answer(index, Page(tuple(rows), more=True))
+                rows.append(row)
+            return Answer(index, Page(tuple(rows), more=False))
 
     def may_propose(self, session: int, command: Command) -> No | None:
         """Whether a command must not get into the log, see `Machine.may_propose`. The leader asks before it appends."""

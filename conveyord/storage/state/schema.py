@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
+ROWS_PER_INDEX = 4_096
+"""Events, and rows of the audit, that an entry can have at most. A change of Raft's members has an event for each of
+them, at most 2 * 255; a bundle has one of either for each of its commands, at most `BUNDLE_COMMANDS`."""
+
 _FIRST = """
 CREATE TABLE cluster (
     id TEXT NOT NULL,
@@ -77,6 +81,20 @@ CREATE TABLE topics (
 ) WITHOUT ROWID;
 """
 
+_NUMBERED_AUDIT = """
+ALTER TABLE audit RENAME TO former_audit;
+CREATE TABLE audit (
+    id INTEGER PRIMARY KEY,  -- index of the entry * 4096 + number within it, as events have
+    at_ms INTEGER NOT NULL,
+    actor TEXT NOT NULL,
+    operation TEXT NOT NULL,
+    target TEXT NOT NULL,
+    code TEXT NOT NULL
+);
+INSERT INTO audit SELECT "index" * 4096, at_ms, actor, operation, target, code FROM former_audit;
+DROP TABLE former_audit;
+"""
+
 
 def make_state(database: Database) -> None:
     """The tables of protocol 1."""
@@ -84,13 +102,18 @@ def make_state(database: Database) -> None:
         database.execute(statement)
 
 
-MIGRATIONS = (make_state,)
+def number_audit(database: Database) -> None:
+    """An entry may be of several commands: a row of the audit has an id as an event has."""
+    for statement in _NUMBERED_AUDIT.split(";\n")[:-1]:
+        database.execute(statement)
 
-EVENTS_PER_INDEX = 4_096  # a change of Raft's members has one for each of them: at most 2 * 255
+
+MIGRATIONS = (make_state, number_audit)
+
 EVENT_BYTES = 64
 """What an event counts for beside its key and value."""
 
 
-def first_event_id(index: int) -> int:
-    """The lowest id that an event of the entry `index` can have."""
-    return index * EVENTS_PER_INDEX
+def first_id(index: int) -> int:
+    """The lowest id that an event or a row of the audit can have that is of the entry `index`."""
+    return index * ROWS_PER_INDEX

@@ -10,7 +10,7 @@ import sqlite3
 
 from conveyord.core.state.rows import SettingRow
 from conveyord.core.state.settings import AUDIT_MAX, EVENT_BYTES_MAX, EVENTS_MAX, SETTINGS
-from conveyord.storage.state.schema import EVENTS_PER_INDEX, first_event_id
+from conveyord.storage.state.schema import ROWS_PER_INDEX, first_id
 
 SLACK = 64
 ROWS_MAX = 4_096
@@ -45,15 +45,15 @@ class Totals:
     def _evict_events(self, cursor: sqlite3.Cursor) -> None:
         """The oldest, entry by entry: of one entry all are there or none. Those of the newest stay."""
         kept, kept_bytes = _without_slack(self.events_max), _without_slack(self.event_bytes_max)
-        newest = _one(cursor, "SELECT max(id) FROM events")[0] // EVENTS_PER_INDEX
+        newest = _one(cursor, "SELECT max(id) FROM events")[0] // ROWS_PER_INDEX
         events, size, index, end, gone = self.events, self.event_bytes, 0, 0, 0
         compacted = dict[str, int]()
         for id_, bytes_, topic in cursor.execute("SELECT id, size, topic FROM events ORDER BY id"):
             if id_ >= end:
-                index = id_ // EVENTS_PER_INDEX
+                index = id_ // ROWS_PER_INDEX
                 if index == newest or gone >= ROWS_MAX or (events <= kept and size <= kept_bytes):
                     break
-                end = first_event_id(index + 1)
+                end = first_id(index + 1)
             events, size, gone = events - 1, size - bytes_, gone + 1
             compacted[topic] = index
         self.events, self.event_bytes = events, size
@@ -63,8 +63,8 @@ class Totals:
 
     def _evict_audit(self, cursor: sqlite3.Cursor) -> None:
         surplus = min(self.audit - _without_slack(self.audit_max), ROWS_MAX)
-        (last,) = _one(cursor, 'SELECT "index" FROM audit ORDER BY "index" LIMIT 1 OFFSET ?', surplus - 1)
-        cursor.execute('DELETE FROM audit WHERE "index" <= ?', (last,))
+        (last,) = _one(cursor, "SELECT id FROM audit ORDER BY id LIMIT 1 OFFSET ?", surplus - 1)
+        cursor.execute("DELETE FROM audit WHERE id <= ?", (last,))
         self.audit -= surplus
 
     def _set(self, name: str, value: int) -> None:

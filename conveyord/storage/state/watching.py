@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Collection
 from typing import Literal, NamedTuple
 
-from conveyord.storage.state.schema import EVENTS_PER_INDEX, first_event_id
+from conveyord.storage.state.schema import ROWS_PER_INDEX, first_id
 
 
 class Event(NamedTuple):
@@ -80,11 +80,11 @@ def read_events(
     marks = ", ".join("?" * len(topics))
     cursor.execute(
         f"SELECT id, topic, key, kind, size, value FROM events WHERE id >= ? AND topic IN ({marks}) ORDER BY id",  # noqa: S608 - question marks only
-        (first_event_id(after + 1), *topics),
+        (first_id(after + 1), *topics),
     )
     events, size = list[Event](), 0
     for id_, topic, key, kind, event_bytes, value in cursor:
-        index, number = divmod(id_, EVENTS_PER_INDEX)
+        index, number = divmod(id_, ROWS_PER_INDEX)
         if (len(events) >= limit or size >= bytes_max) and index != events[-1].index:
             return events[-1].index, events
         size += event_bytes

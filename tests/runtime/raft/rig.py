@@ -218,8 +218,8 @@ async def asked(ask: Callable[[Callable[[Outcome], None]], int]) -> Outcome:
         return await receive.receive()
 
 
-async def proposed(driver: Driver, data: bytes) -> Outcome:
-    return await asked(partial(driver.propose, data))
+async def proposed(driver: Driver, data: bytes, about: str | None = None) -> Outcome:
+    return await asked(partial(driver.propose, data, about=about))
 
 
 async def opened(driver: Driver) -> int:
@@ -230,7 +230,7 @@ async def opened(driver: Driver) -> int:
 
 
 async def written(driver: Driver, session: int, number: int, key: int, value: int) -> Outcome:
-    return await proposed(driver, command(session, number, number, ("write", key, value)))
+    return await proposed(driver, command(session, number, number, ("write", key, value)), str(key))
 
 
 async def reached(driver: Driver, holds: Callable[[Standing], bool]) -> Standing:

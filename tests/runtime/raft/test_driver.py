@@ -17,7 +17,7 @@ from conveyord.core.errors import Corrupt, Refused, Retryable
 from conveyord.core.raft.membership import Change, Standing
 from conveyord.core.raft.messages import Dropped, Heartbeat, NotLeader
 from conveyord.core.raft.state import Role
-from conveyord.core.raft.types import Entry, Mark
+from conveyord.core.raft.types import Entry, Kind, Mark, make_entry
 from conveyord.runtime.raft import driver
 from conveyord.runtime.raft.driver import COMMAND_BYTES_MAX, TICK
 from conveyord.runtime.raft.outcomes import Done, Outcome, Unknown
@@ -70,6 +70,55 @@ async def test_many_proposals_are_one_sync(tmp_path: Path) -> None:
         assert len(outcomes) == 500
         assert all(isinstance(outcome, Done) for outcome in outcomes)
         assert driver._disk.writes - before <= 50
+
+
+async def test_commands_about_different_objects_share_an_entry(tmp_path: Path) -> None:
+    """So none of those about one: each finds its object at an index that only it has. Each is answered by itself."""
+    async with cluster(tmp_path, "a") as rig:
+        driver = await rig.leader()
+        session = await opened(driver)
+        before, done = driver.standing.commit, dict[int, Outcome]()
+        keys = [1, 2, 3, 1, None, 2, 4]
+        numbers = [
+            driver.propose(
+                command(session, number, 1, ("cas", key or 9, 5 if key == 3 else None, number)),
+                partial(done.__setitem__, number),
+                about=None if key is None else str(key),
+            )
+            for number, key in enumerate(keys, 1)
+        ]
+        driver.forget(numbers[1])
+        with trio.fail_after(WAIT_SECONDS):
+            await driver.until(lambda _: len(done) == len(keys) - 1)
+        replies = {number: msgpack.unpackb(one.reply) for number, one in done.items() if isinstance(one, Done)}
+        assert replies == {1: True, 3: False, 4: False, 5: True, 6: False, 7: True}
+        index = {number: one.index for number, one in done.items() if isinstance(one, Done)}
+        assert index[1] == index[3] != index[4] == index[6] == index[7]
+        assert index[5] not in {index[1], index[4]}
+        assert driver.standing.commit == before + 3
+        await rig.agree({1: 1, 2: 2, 4: 7, 9: 5})
+
+
+async def test_of_a_bundle_that_is_lost_each_command_is_told_so(tmp_path: Path) -> None:
+    async with cluster(tmp_path, *NAMES) as rig:
+        old = await rig.leader()
+        session = await opened(old)
+        other = next(driver for driver in rig.up if driver is not old)
+        rig.wires.cut_off(old.node_id)
+        lost, refused = dict[int, Outcome](), dict[int, Outcome]()
+        for driver, told in ((old, lost), (other, refused)):
+            for key in (1, 2, 3):
+                data = command(session, key, 1, ("write", key, key))
+                driver.propose(data, partial(told.__setitem__, key), about=str(key))
+        new = await rig.leader(but=old.node_id)
+        assert isinstance(await written(new, session, 4, 1, 4), Done)
+        rig.wires.cuts.clear()
+        with trio.fail_after(WAIT_SECONDS):
+            await old.until(lambda _: len(lost) == 3)
+        assert [type(lost[key]) for key in (1, 2, 3)] == [Dropped] * 3
+        assert [type(refused[key]) for key in (1, 2, 3)] == [NotLeader] * 3
+        assert len({one.number for one in refused.values() if isinstance(one, Dropped)}) == 3
+        await rig.agree({1: 4})
 
 
 async def test_a_follower_says_who_leads_and_reads_what_the_leader_has_committed(tmp_path: Path) -> None:
@@ -208,20 +257,20 @@ async def put_off(leader: driver.Driver, follower: driver.Driver, session: int, 
     """Write, many at a time, so that there is always more to write, until the follower puts off applying."""
     number = 0
     with trio.fail_after(WAIT_SECONDS):
-        while follower._behind is None or not follower._behind.is_open:
+        while not number or follower._behind is None or not follower._behind.is_open:
             number += 1
             leader.propose(command(session, number, number, ("write", 1, number)), outcomes.append)
             await trio.sleep(0.001)
     return number
 
 
-@pytest.mark.parametrize(("name", "many"), [("BEHIND_SECONDS", 128), ("BUSY_BEHIND_SECONDS", 1)])
+@pytest.mark.parametrize(("name", "many"), [("BEHIND_SECONDS", 1 << 20), ("BUSY_BEHIND_SECONDS", 1)])
 async def test_a_follower_that_has_to_write_applies_later_unless_somebody_reads_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, many: int
 ) -> None:
-    """For one time or the other, by how many entries there are."""
+    """For one time or the other, by how much there is."""
     monkeypatch.setattr(driver, name, 10 * WAIT_SECONDS)
-    monkeypatch.setattr(driver, "BUSY_ENTRIES", many)
+    monkeypatch.setattr(driver, "BUSY_BYTES", many)
     async with cluster(tmp_path, *NAMES) as rig:
         leader = await rig.leader()
         session = await opened(leader)
@@ -255,7 +304,8 @@ async def test_a_follower_that_becomes_the_leader_waits_no_longer(
 async def test_members_that_are_busy_apply_at_different_times(tmp_path: Path) -> None:
     async with cluster(tmp_path, *NAMES) as rig:
         await rig.leader()
-        seconds = {member._behind_seconds(driver.BUSY_ENTRIES) for member in rig.up}
+        much = [make_entry(b"", 1, 1, Kind.COMMAND, bytes(driver.BUSY_BYTES))]
+        seconds = {member._behind_seconds(much) for member in rig.up}
     assert len(seconds) == 3
     assert max(seconds) == driver.BUSY_BEHIND_SECONDS
     assert min(seconds) > driver.BEHIND_SECONDS
@@ -320,6 +370,19 @@ async def test_members_take_their_snapshots_at_different_times(tmp_path: Path) -
         assert [begun.count(count) for count in (0, 1, 2)] == pytest.approx([100] * 3, abs=20)
         for state in states:
             state.goes_on.set()
+
+
+async def test_few_entries_are_compacted_too_if_there_is_much_in_them(tmp_path: Path) -> None:
+    """And so much is kept for who is a little late."""
+    policy = Policy(every_bytes=4_000, kept_bytes=1_000)
+    async with cluster(tmp_path, *NAMES, policy=policy) as rig:
+        leader = await rig.leader()
+        session = await opened(leader)
+        for number in range(1, 201):
+            assert isinstance(await written(leader, session, number, 1, number), Done)
+        await compacted(leader, 100)
+        log = leader._node.state.log
+        assert log.size(log.base.index + 1, log.last + 1) >= policy.kept_bytes
 
 
 async def test_leadership_is_handed_over(tmp_path: Path) -> None:

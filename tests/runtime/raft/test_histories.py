@@ -34,12 +34,21 @@ class KvSession:
     def command(self, session: int, number: int, ack_below: int, command: Command) -> bytes:
         return _encoded(session, number, ack_below, command)
 
+    def about(self, command: Command) -> str:
+        return str(command[1])
+
     def is_expired(self, reply: bytes) -> bool:
         return reply == EXPIRED
 
 
 def _encoded(session: int, number: int, ack_below: int, operation: Command) -> bytes:
     return command(session, number, ack_below, operation)
+
+
+def about(data: bytes) -> str | None:
+    """What `KvSession` says of a command, of its bytes: None if it opens a session."""
+    parts = msgpack.unpackb(data)
+    return str(parts[4]) if parts else None
 
 
 class Clients:
@@ -60,7 +69,7 @@ class Clients:
         if (sender, leader) in cuts or peer.driver is None:
             raise Retryable("cut")
         send, receive = trio.open_memory_channel[Outcome](1)
-        number = peer.driver.propose(data, send.send_nowait)
+        number = peer.driver.propose(data, send.send_nowait, about=about(data))
         with trio.move_on_after(1.0):
             outcome = await receive.receive()
             if (leader, sender) not in cuts:

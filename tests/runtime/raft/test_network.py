@@ -33,7 +33,7 @@ from conveyord.runtime.rpc.limits import Counters, Limits
 from conveyord.runtime.rpc.server import RpcServer
 from conveyord.storage.state_store.receiving import SnapshotReceiver
 from tests.runtime.raft.rig import WAIT_SECONDS, Member, Rig, cluster, left_behind, opened, reached, written
-from tests.runtime.raft.test_histories import KvSession
+from tests.runtime.raft.test_histories import KvSession, about
 from tests.sim.machine import register
 from tests.storage.kv_state import MIGRATIONS
 
@@ -41,9 +41,10 @@ NAMES = ("a", "b", "c")
 FORBIDDEN = b"\xc1"
 
 
-def vetted(data: bytes) -> None:
+def vetted(data: bytes) -> str | None:
     if data == FORBIDDEN:
         raise Refused("nobody could apply this")
+    return about(data)
 
 
 def side_of(node: str) -> Side:

@@ -64,8 +64,11 @@ class Model:
             self.sessions.popitem(last=False)
         return "ok", self.index
 
-    def command(self, session: int, number: int, ack_below: int, at_ms: int, command: Command) -> tuple[str, Any]:
-        self.index += 1
+    def command(
+        self, session: int, number: int, ack_below: int, at_ms: int, command: Command, *, follows: bool = False
+    ) -> tuple[str, Any]:
+        """follows: another one in its entry."""
+        self.index += not follows
         if session == 0:
             if not command.is_repeatable:
                 return self._audited(command, ("no", "SESSION_NEEDED"))
@@ -97,9 +100,9 @@ class Model:
         self.audit.append((self.index, command.operation(), command.target, code))
         most = self.settings["events_max"][0]
         if len(self.events) > most:
-            for index, topic, *_ in self.events[: len(self.events) - (most - most // SLACK)]:
-                self.compacted[topic] = index
-            self.events = self.events[len(self.events) - (most - most // SLACK) :]
+            while len(self.events) > most - most // SLACK and (first := self.events[0][0]) != self.events[-1][0]:
+                self.compacted |= {topic: index for index, topic, *_ in self.events if index == first}
+                self.events = [event for event in self.events if event[0] != first]
         most = self.settings["audit_max"][0]
         if len(self.audit) > most:
             self.audit = self.audit[len(self.audit) - (most - most // SLACK) :]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from conveyord.core.raft.bundles import pack, unpack
 from conveyord.core.raft.membership import Membership, encode
 from conveyord.core.raft.types import BEGINNING, Entry, Kind, Mark, make_entry
 from conveyord.core.state.codec import Codec, decode_reply
@@ -41,8 +42,15 @@ class Log:
         return entry
 
     def command(self, command: Command, session: int = 0, number: int = 0, ack_below: int = 0, at_ms: int = 0) -> Entry:
+        return self.add(Kind.COMMAND, self._data(command, session, number, ack_below, at_ms))
+
+    def bundle(self, *commands: Any) -> Entry:
+        """Commands in one entry, each with its session, number, and what else `command` takes."""
+        return self.add(Kind.BUNDLE, pack([self._data(*command) for command in commands]))
+
+    def _data(self, command: Command, session: int, number: int, ack_below: int = 0, at_ms: int = 0) -> bytes:
         envelope = Envelope(session, number, ack_below, at_ms or 1_000 + self.last.index, "someone", command)
-        return self.add(Kind.COMMAND, self.codec.encode(envelope))
+        return self.codec.encode(envelope)
 
     def membership(self, membership: Membership) -> Entry:
         return self.add(Kind.MEMBERSHIP, encode(membership))
@@ -73,11 +81,21 @@ class Node:
         replies = list[Reply | None]()
         while self.store.mark.index < log.last.index:
             at = self.store.mark.index
-            replies += [decode_reply(reply) if reply else None for reply in self.apply(log.entries[at : at + batch])]
+            entries = log.entries[at : at + batch]
+            replies += decoded(entries, self.apply(entries))
         return replies
 
     def view(self) -> StateView:
         return StateView(self.directory, generation=lambda: self.store.generation)
+
+
+def decoded(entries: Iterable[Entry], replies: Iterable[bytes]) -> list[Reply | None]:
+    """Those of every command; None where there is none."""
+    found = list[Reply | None]()
+    for entry, reply in zip(entries, replies, strict=True):
+        parts = unpack(reply) if entry.kind is Kind.BUNDLE else [reply]
+        found += [decode_reply(part) if part else None for part in parts]
+    return found
 
 
 class Client:

@@ -66,6 +66,10 @@ def make_log(seed: int, count: int) -> Log:
             log.membership(Membership(frozenset(nodes[:3]), frozenset(nodes[3:])))
         elif draw < 0.06 or not opened:
             opened.append(log.command(SessionOpen()).index)
+        elif draw < 0.12:
+            keys = random.sample(range(21), random.randint(2, 5))
+            about = [random.choice([ConfigPut(f"k/{key}", b"bundled"), ConfigDelete(f"k/{key}")]) for key in keys]
+            log.bundle(*((one, random.choice(opened[-4:]), random.randint(1, len(log.entries))) for one in about))
         else:
             command = any_command(random, len(log.entries))
             session = random.choice([0, *opened[-SESSIONS_MAX - 1 :], opened[-1], opened[-1]])

@@ -25,7 +25,7 @@ def test_batches_make_no_difference(tmp_path: Path, seed: int) -> None:
 
 
 def test_the_log_of_these_tests_has_something_of_everything(tmp_path: Path) -> None:
-    said = state_of(make_log(1, COUNT), tmp_path / "state", COUNT)
+    said = state_of(make_log(2, COUNT), tmp_path / "state", COUNT)
     codes = set(re.findall(r"code='([A-Z_]+)'", said))
     assert codes >= {"CONFLICT", "NOT_FOUND", "INVALID", "EXISTS", "STALE", "WRONG_STATE", "SESSION_EXPIRED"}
     assert codes >= {"SESSION_NEEDED", "LAST_ADMIN", "PROTOCOL"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,14 +13,17 @@ import pytest
 from conveyord.core.errors import Refused, StorageFull
 from conveyord.core.raft.membership import Membership
 from conveyord.core.raft.types import Kind
-from conveyord.core.state.commands import Command, ConfigPut, ProtocolRaise, SessionOpen, SettingChange
+from conveyord.core.state.commands import Command, ConfigDelete, ConfigPut, ProtocolRaise, SessionOpen, SettingChange
 from conveyord.core.state.machine import HANDLERS, Handler, Machine
 from conveyord.core.state.replies import No, Ok
-from conveyord.core.state.rows import CONFIG, STANDINGS, Change, ConfigRow, Decision
+from conveyord.core.state.rows import CONFIG, STANDINGS, AuditRow, Change, ConfigRow, Decision
+from conveyord.storage.state.reading import Answer, Page, StateView
+from conveyord.storage.state.schema import MIGRATIONS
 from conveyord.storage.state.tables import PUT
 from conveyord.storage.state.totals import Totals
 from conveyord.storage.state.watching import Compacted, Events
-from tests.storage.state.rig import FEW, SESSIONS_MAX, WINDOW, Client, Log, Node
+from conveyord.storage.state_store.store import StateStore
+from tests.storage.state.rig import FEW, SESSIONS_MAX, WINDOW, Client, Log, Node, told
 from tests.unit.state.rig import join
 
 
@@ -284,3 +289,35 @@ def test_the_columns_of_a_table_are_the_fields_of_its_rows(node: Node) -> None:
             fields = kind.__struct_fields__ if kind is ConfigRow else kind._fields
             assert tuple(columns[: len(fields)]) == fields
             assert columns[len(fields) :] == (["only"] if table == "cluster" else [])
+
+
+def test_the_audit_of_a_state_that_had_a_row_for_each_index_is_read_on(tmp_path: Path) -> None:
+    with closing(StateStore.open(tmp_path, migrations=MIGRATIONS[:1])) as store:
+        path = store.path
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("INSERT INTO audit VALUES (7, 5, 'someone', 'config.put', 'k', 'OK')")
+        connection.execute('UPDATE raft_applied SET "index" = 7')
+    with closing(StateStore.open(tmp_path, migrations=MIGRATIONS)), StateView(tmp_path) as view:
+        assert view.audit() == Answer(7, Page((AuditRow(7, 5, "someone", "config.put", "k", "OK"),), more=False))
+
+
+def test_commands_of_one_entry_are_each_decided_on_after_those_before(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    client = Client(Log(), node)
+    client.put("gone")
+    commands = [ConfigPut("a", b"1"), ConfigDelete("gone"), ConfigPut("b", b"2", 9), ConfigPut("no key", b"")]
+    client.log.bundle(*((one, client.session, number) for number, one in enumerate(commands, 2)))
+    assert [reply if isinstance(reply, Ok) else reply.code for reply in node.follow(client.log) if reply] == [
+        Ok(3), Ok(3), "CONFLICT", "INVALID",
+    ]  # fmt: skip
+    client.log.bundle(*((one, client.session, number) for number, one in enumerate(commands, 2)))
+    assert node.follow(client.log)[:2] == [Ok(3), Ok(3)], "what comes again is not decided on again"
+    with node.view() as view:
+        assert [(row.index, row.target, row.code) for row in view.audit().value.items][:4] == [
+            (3, "no key", "INVALID"), (3, "b", "CONFLICT"), (3, "gone", "OK"), (3, "a", "OK"),
+        ]  # fmt: skip
+        events = told(view, 2)
+    assert [(event.index, event.number, event.key, event.kind) for event in events] == [
+        (3, 0, "a", "put"), (3, 1, "gone", "delete"),
+    ]  # fmt: skip
+    node.store.close()

@@ -46,6 +46,7 @@ COMMANDS: st.SearchStrategy[Command] = st.one_of(
     st.builds(TokenDelete, TOKENS),
     st.builds(SettingChange, st.sampled_from(["events_max", "audit_max"]), st.integers(14, 20), EXPECTED),
 )
+ABOUT = st.one_of(st.builds(ConfigPut, KEYS, st.binary(max_size=3)), st.builds(ConfigDelete, KEYS))
 
 
 class State(RuleBasedStateMachine):
@@ -94,6 +95,15 @@ class State(RuleBasedStateMachine):
         self.open()
         for number, command in enumerate(commands, 1):
             self._add(self.opened[-1], number, number, 7, self._placed(command))
+
+    @rule(commands=st.lists(ABOUT, min_size=2, unique_by=lambda command: command.key), number=st.integers(1, 30))
+    def bundle(self, commands: list[ConfigPut | ConfigDelete], number: int) -> None:
+        """In one entry, all of the newest session, which may have had some of their numbers before."""
+        session = self.opened[-1]
+        numbered = list(enumerate(commands, number))
+        self.log.bundle(*((command, session, at, 0, 7) for at, command in numbered))
+        for at, command in numbered:
+            self.expected.append(self.model.command(session, at, 0, 7, command, follows=at > number))
 
     @rule()
     def noop(self) -> None:

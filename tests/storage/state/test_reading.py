@@ -113,6 +113,21 @@ def test_the_audit_comes_in_pages_the_newest_first(node: Node) -> None:
         assert (first.more, second.more) == (True, False)
 
 
+def test_a_page_of_the_audit_ends_behind_an_entry(node: Node) -> None:
+    client = Client(Log(), node)
+    client.put("k")
+    client.log.bundle(*((ConfigPut(f"k{at}", b""), client.session, 10 + at) for at in range(3)))
+    node.follow(client.log)
+    client.number = 20
+    client.put("k9")
+    with node.view() as view:
+        first = view.audit(limit=2).value
+        assert [(row.index, row.target) for row in first.items] == [(4, "k9"), (3, "k2"), (3, "k1"), (3, "k0")]
+        assert first.more
+        assert [row.index for row in view.audit(before=3).value.items] == [2]
+        assert not view.audit(before=2**63 - 1, limit=4).value.items[4:]
+
+
 def test_an_answer_is_of_one_index_while_entries_are_applied(node: Node) -> None:
     """Every entry writes its own number under two keys in turn; so the answer for one says what the other is."""
     client = Client(Log(), node)

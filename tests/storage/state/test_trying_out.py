@@ -8,11 +8,10 @@ from random import Random
 import pytest
 
 from conveyord.core.raft.types import Entry, Kind, make_entry
-from conveyord.core.state.codec import decode_reply
 from conveyord.core.state.commands import ConfigPut
 from conveyord.storage.state.execute import Executor
 from conveyord.storage.state_store.replica import Replica
-from tests.storage.state.rig import SESSIONS_MAX, WINDOW, Client, Log, Node
+from tests.storage.state.rig import SESSIONS_MAX, WINDOW, Client, Log, Node, decoded
 from tests.storage.state.script import make_log, state_of
 
 COUNT = 900
@@ -22,9 +21,9 @@ def others(log: Log, first: int, count: int) -> list[Entry]:
     """What another leader could have put behind the entries before `first`."""
     chain, found = log.entries[first - 2].chain if first > 1 else bytes(8), list[Entry]()
     for index in range(first, first + count):
-        data = log.entries[(index * 7) % len(log.entries)].data
-        kind = Kind.COMMAND if data and log.entries[(index * 7) % len(log.entries)].kind is Kind.COMMAND else Kind.NOOP
-        entry = make_entry(chain, index, 2, kind, data if kind is Kind.COMMAND else b"")
+        like = log.entries[(index * 7) % len(log.entries)]
+        kind, data = (like.kind, like.data) if like.kind is not Kind.MEMBERSHIP else (Kind.NOOP, b"")
+        entry = make_entry(chain, index, 2, kind, data)
         chain = entry.chain
         found.append(entry)
     return found
@@ -88,7 +87,7 @@ def test_the_state_is_that_of_a_node_which_tried_nothing_out(tmp_path: Path, see
     tried = Tried(log, tmp_path / "tried", seed)
     while tried.index < COUNT:
         tried.step()
-    replies = [decode_reply(reply) if reply else None for reply in tried.replies]
+    replies = decoded(log.entries, tried.replies)
     digest = tried.node.store.state_digest()
     tried.node.store.close()
     assert tried.kept > 3
