@@ -109,7 +109,7 @@ class Gone(NamedTuple):
     key: str
 
 
-class Change(Struct, frozen=True, gc=False):
+class Change(Struct, frozen=True, array_like=True, gc=False):
     """What watchers are told: that `key` of `topic` is this now, or is gone."""
 
     topic: str

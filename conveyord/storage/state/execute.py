@@ -16,10 +16,10 @@ from conveyord.core.state.codec import Codec, encode_reply
 from conveyord.core.state.commands import Envelope, SessionOpen
 from conveyord.core.state.machine import MACHINE, Machine
 from conveyord.core.state.replies import No, Ok
-from conveyord.core.state.rows import CONFIG, ClusterRow, ConfigRow, Decision, Gone, Moment, RareRow, SettingRow
+from conveyord.core.state.rows import CONFIG, Change, ClusterRow, ConfigRow, Decision, Gone, Moment, RareRow, SettingRow
 from conveyord.core.state.standings import decide_membership
+from conveyord.storage.state.packed import Decided, pack_changes, pack_decided
 from conveyord.storage.state.pending import Pending
-from conveyord.storage.state.schema import EVENT_BYTES, first_id
 from conveyord.storage.state.tables import DELETE, PUT, Tables
 from conveyord.storage.state.totals import Totals
 
@@ -56,7 +56,8 @@ class Executor:
         self._next = 0  # the entry that follows what was carried out; 0 if what was counted does not hold
         self._before: _Before | None = None
         self._touched = dict[str, int]()
-        self._event_id = self._audit_id = 0  # of the next row of the present entry
+        self._decided = list[Decided]()  # by the present entry
+        self._changes = list[Change]()
 
     def take_touched(self) -> dict[str, int]:
         """The topics that entries have changed since the last call, with the index of the last change.
@@ -80,7 +81,6 @@ class Executor:
         decode, run, replies = self._codec.decode, self._command, list[bytes]()
         for index, entry in enumerate(entries, first):
             kind, reply = entry.kind, b""
-            self._event_id = self._audit_id = first_id(index)
             if kind is Kind.COMMAND:
                 reply = run(sessions, index, decode(entry.data))
             elif kind is Kind.BUNDLE:
@@ -88,6 +88,7 @@ class Executor:
             elif kind is Kind.MEMBERSHIP:
                 self._carry_out(decide_membership(self._tables, index, decode_membership(entry.data)), index)
             replies.append(reply)
+            self._end_entry(index)
         self._write()
         self._next = first + len(entries)
         return replies
@@ -105,6 +106,7 @@ class Executor:
                 self._totals = Totals(cursor)
             self._pending = Pending(cursor)
             self._touched.clear()  # what is in it was taken back
+        self._decided, self._changes = [], []
         self._before = _Before(index, connection, copy(self._totals))
         self._tables = _Applying(cursor, self._totals, self._pending)
         self._cursor, self._connection = cursor, connection
@@ -127,10 +129,7 @@ class Executor:
         decision = self._machine.decide(self._tables, Moment(index, at_ms), envelope.session, command)
         reply = decision.reply
         code = reply.code if isinstance(reply, No) else DONE
-        operation = self._operations[type(command)]
-        self._pending.audit += (self._audit_id, at_ms, envelope.actor, operation, command.target, code)
-        self._audit_id += 1
-        self._totals.audit += 1
+        self._decided.append(Decided(at_ms, envelope.actor, self._operations[type(command)], command.target, code))
         self._carry_out(decision, index)
         return encode_reply(reply)
 
@@ -141,19 +140,25 @@ class Executor:
                 pending.put_config(row)
             else:
                 self._change(row, index)
-        id_ = self._event_id
-        for event in decision.events:
-            topic, key, value = event.topic, event.key, event.value
-            size = EVENT_BYTES + len(key) + (len(value) if value is not None else 0)
-            pending.events += (id_, topic, key, event.kind, size, value)
-            totals.events += 1
-            totals.event_bytes += size
-            pending.topics[topic] = index
-            id_ += 1
-        self._event_id = id_
+        self._changes += decision.events
         entries, size = decision.grown
         totals.config_entries += entries
         totals.config_bytes += size
+
+    def _end_entry(self, index: int) -> None:
+        """Have written what its commands did, and remove what is too much now."""
+        totals, pending = self._totals, self._pending
+        if self._changes:
+            row = pack_changes(self._changes)
+            pending.events += (index, *row)
+            pending.topics.update(dict.fromkeys(row.topics.split(","), index))
+            totals.events += row.count
+            totals.event_bytes += row.size
+            self._changes = []
+        if self._decided:
+            pending.audit += (index, len(self._decided), pack_decided(self._decided))
+            totals.audit += len(self._decided)
+            self._decided = []
         if (
             totals.events > totals.events_max
             or totals.event_bytes > totals.event_bytes_max

@@ -8,7 +8,8 @@ from typing import Any
 
 from conveyord.core.state.rows import CONFIG, ConfigHead, ConfigRow
 from conveyord.storage.many_rows import insert
-from conveyord.storage.state.tables import AUDIT, DELETE, EVENT, PUT, TOPIC, Tables
+from conveyord.storage.state.packed import AUDIT, EVENTS
+from conveyord.storage.state.tables import DELETE, PUT, TOPIC, Tables
 
 HEADS_MAX = 10_000  # that are remembered from one transaction to the next; some two megabytes
 
@@ -60,7 +61,7 @@ class Pending:
             insert(cursor.execute, PUT[ConfigRow], rows)
             cursor.executemany(DELETE[CONFIG], gone)
             self._config.clear()
-        insert(cursor.execute, EVENT, self.events)
+        insert(cursor.execute, EVENTS, self.events)
         insert(cursor.execute, AUDIT, self.audit)
         insert(cursor.execute, TOPIC, list(chain.from_iterable(self.topics.items())))
         self.events, self.audit = [], []

@@ -17,7 +17,7 @@ from conveyord.core.state.machine import MACHINE, Machine
 from conveyord.core.state.replies import No
 from conveyord.core.state.rows import TOPICS, AuditRow, ClusterRow, ConfigRow, MemberRow, TokenRow
 from conveyord.core.state.settings import SETTINGS
-from conveyord.storage.state.schema import ROWS_PER_INDEX, first_id
+from conveyord.storage.state.packed import unpack_decided
 from conveyord.storage.state.tables import Tables
 from conveyord.storage.state.watching import Behind, Compacted, Events, Topic, Watched, read_events, read_topics
 from conveyord.storage.state_store.faults import translated
@@ -163,13 +163,13 @@ class StateView:
         limit: where to end, behind all of one index.
         """
         with self._reading() as (index, cursor):
-            end = first_id(index + 1 if before is None else min(before, index + 1))
+            last = index + 1 if before is None else before
             rows = list[AuditRow]()
-            for id_, *values in cursor.execute("SELECT * FROM audit WHERE id < ? ORDER BY id DESC", (end,)):
-                row = AuditRow(id_ // ROWS_PER_INDEX, *values)
-                if len(rows) >= limit and row.index != rows[-1].index:
+            cursor.execute('SELECT "index", decided FROM audit WHERE "index" < ? ORDER BY "index" DESC', (last,))
+            for at, decided in cursor:
+                if len(rows) >= limit:
                     return Answer(index, Page(tuple(rows), more=True))
-                rows.append(row)
+                rows += [AuditRow(at, *one) for one in reversed(unpack_decided(decided))]
             return Answer(index, Page(tuple(rows), more=False))
 
     def may_propose(self, session: int, command: Command) -> No | None:

@@ -5,14 +5,14 @@ Rows of a table have the fields of its class in core/state/rows.py, in that orde
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
+
+from conveyord.core.state.rows import Change
+from conveyord.storage.state.packed import AUDIT, EVENTS, Decided, pack_changes, pack_decided
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
-
-ROWS_PER_INDEX = 4_096
-"""Events, and rows of the audit, that an entry can have at most. A change of Raft's members has an event for each of
-them, at most 2 * 255; a bundle has one of either for each of its commands, at most `BUNDLE_COMMANDS`."""
 
 _FIRST = """
 CREATE TABLE cluster (
@@ -81,18 +81,21 @@ CREATE TABLE topics (
 ) WITHOUT ROWID;
 """
 
-_NUMBERED_AUDIT = """
+_PACKED = """
 ALTER TABLE audit RENAME TO former_audit;
+ALTER TABLE events RENAME TO former_events;
 CREATE TABLE audit (
-    id INTEGER PRIMARY KEY,  -- index of the entry * 4096 + number within it, as events have
-    at_ms INTEGER NOT NULL,
-    actor TEXT NOT NULL,
-    operation TEXT NOT NULL,
-    target TEXT NOT NULL,
-    code TEXT NOT NULL
+    "index" INTEGER PRIMARY KEY,
+    commands INTEGER NOT NULL,  -- how many
+    decided BLOB NOT NULL  -- see packed.py
 );
-INSERT INTO audit SELECT "index" * 4096, at_ms, actor, operation, target, code FROM former_audit;
-DROP TABLE former_audit;
+CREATE TABLE events (
+    "index" INTEGER PRIMARY KEY,
+    changes INTEGER NOT NULL,  -- how many
+    size INTEGER NOT NULL,  -- what they count for, see totals.py
+    topics TEXT NOT NULL,  -- of them, joined by commas
+    changed BLOB NOT NULL
+);
 """
 
 
@@ -102,18 +105,18 @@ def make_state(database: Database) -> None:
         database.execute(statement)
 
 
-def number_audit(database: Database) -> None:
-    """An entry may be of several commands: a row of the audit has an id as an event has."""
-    for statement in _NUMBERED_AUDIT.split(";\n")[:-1]:
+def pack_entries(database: Database) -> None:
+    """What an entry decided is a row, and so is what it changed: there may be many commands in one."""
+    for statement in _PACKED.split(";\n")[:-1]:
         database.execute(statement)
+    audit = database.execute('SELECT "index", at_ms, actor, operation, target, code FROM former_audit').fetchall()
+    database.conn.executemany(AUDIT, [(index, 1, pack_decided([Decided(*row)])) for index, *row in audit])
+    events = database.execute("SELECT id / 4096, topic, key, kind, value FROM former_events ORDER BY id").fetchall()
+    for index, rows in groupby(events, lambda row: int(row[0])):
+        changes = [Change(*row[1:]) for row in rows]
+        database.conn.execute(EVENTS, (index, *pack_changes(changes)))
+    database.execute("DROP TABLE former_audit")
+    database.execute("DROP TABLE former_events")
 
 
-MIGRATIONS = (make_state, number_audit)
-
-EVENT_BYTES = 64
-"""What an event counts for beside its key and value."""
-
-
-def first_id(index: int) -> int:
-    """The lowest id that an event or a row of the audit can have that is of the entry `index`."""
-    return index * ROWS_PER_INDEX
+MIGRATIONS = (make_state, pack_entries)

@@ -33,8 +33,6 @@ DELETE = {
     CONFIG: "DELETE FROM config WHERE key = ?",
     TOKENS: "DELETE FROM tokens WHERE id = ?",
 }
-AUDIT = "INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?)"
-EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)"
 TOPIC = "INSERT INTO topics VALUES (?, ?, 0) ON CONFLICT (topic) DO UPDATE SET newest = excluded.newest"
 
 

@@ -10,11 +10,10 @@ import sqlite3
 
 from conveyord.core.state.rows import SettingRow
 from conveyord.core.state.settings import AUDIT_MAX, EVENT_BYTES_MAX, EVENTS_MAX, SETTINGS
-from conveyord.storage.state.schema import ROWS_PER_INDEX, first_id
 
 SLACK = 64
 ROWS_MAX = 4_096
-"""That go at once: after a limit was lowered by much, the next entries go on with it."""
+"""Events or commands that go at once, about: after a limit was lowered by much, the next entries go on with it."""
 
 
 class Totals:
@@ -23,8 +22,10 @@ class Totals:
     def __init__(self, cursor: sqlite3.Cursor) -> None:
         """Count them. cursor: in the transaction that changes them."""
         self.config_entries, self.config_bytes = _one(cursor, "SELECT count(*), coalesce(sum(size), 0) FROM config")
-        self.events, self.event_bytes = _one(cursor, "SELECT count(*), coalesce(sum(size), 0) FROM events")
-        (self.audit,) = _one(cursor, "SELECT count(*) FROM audit")
+        self.events, self.event_bytes = _one(
+            cursor, "SELECT coalesce(sum(changes), 0), coalesce(sum(size), 0) FROM events"
+        )
+        (self.audit,) = _one(cursor, "SELECT coalesce(sum(commands), 0) FROM audit")
         self._limits = {name: SETTINGS[name].default for name in (EVENTS_MAX, EVENT_BYTES_MAX, AUDIT_MAX)}
         for name, value in cursor.execute("SELECT name, value FROM settings").fetchall():
             self._set(name, value)
@@ -43,29 +44,32 @@ class Totals:
             self._evict_audit(cursor)
 
     def _evict_events(self, cursor: sqlite3.Cursor) -> None:
-        """The oldest, entry by entry: of one entry all are there or none. Those of the newest stay."""
+        """The oldest, entry by entry. Those of the newest stay."""
         kept, kept_bytes = _without_slack(self.events_max), _without_slack(self.event_bytes_max)
-        newest = _one(cursor, "SELECT max(id) FROM events")[0] // ROWS_PER_INDEX
-        events, size, index, end, gone = self.events, self.event_bytes, 0, 0, 0
+        events, size, end, gone = self.events, self.event_bytes, 0, 0
+        (newest,) = _one(cursor, 'SELECT max("index") FROM events')
         compacted = dict[str, int]()
-        for id_, bytes_, topic in cursor.execute("SELECT id, size, topic FROM events ORDER BY id"):
-            if id_ >= end:
-                index = id_ // ROWS_PER_INDEX
-                if index == newest or gone >= ROWS_MAX or (events <= kept and size <= kept_bytes):
-                    break
-                end = first_id(index + 1)
-            events, size, gone = events - 1, size - bytes_, gone + 1
-            compacted[topic] = index
+        rows = 'SELECT "index", changes, size, topics FROM events ORDER BY "index"'
+        for index, changes, bytes_, topics in cursor.execute(rows):
+            if index == newest or gone >= ROWS_MAX or (events <= kept and size <= kept_bytes):
+                break
+            events, size, gone, end = events - changes, size - bytes_, gone + changes, index
+            compacted.update(dict.fromkeys(topics.split(","), index))
         self.events, self.event_bytes = events, size
         found = [(index, topic) for topic, index in compacted.items()]
         cursor.executemany("UPDATE topics SET compacted_to = ? WHERE topic = ?", found)
-        cursor.execute("DELETE FROM events WHERE id < ?", (end,))
+        cursor.execute('DELETE FROM events WHERE "index" <= ?', (end,))
 
     def _evict_audit(self, cursor: sqlite3.Cursor) -> None:
-        surplus = min(self.audit - _without_slack(self.audit_max), ROWS_MAX)
-        (last,) = _one(cursor, "SELECT id FROM audit ORDER BY id LIMIT 1 OFFSET ?", surplus - 1)
-        cursor.execute("DELETE FROM audit WHERE id <= ?", (last,))
-        self.audit -= surplus
+        """Likewise."""
+        kept, end, gone = _without_slack(self.audit_max), 0, 0
+        (newest,) = _one(cursor, 'SELECT max("index") FROM audit')
+        for index, commands in cursor.execute('SELECT "index", commands FROM audit ORDER BY "index"'):
+            if index == newest or gone >= ROWS_MAX or self.audit - gone <= kept:
+                break
+            gone, end = gone + commands, index
+        self.audit -= gone
+        cursor.execute('DELETE FROM audit WHERE "index" <= ?', (end,))
 
     def _set(self, name: str, value: int) -> None:
         if name in self._limits:

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Collection
 from typing import Literal, NamedTuple
 
-from conveyord.storage.state.schema import ROWS_PER_INDEX, first_id
+from conveyord.storage.state.packed import unpack_changes
 
 
 class Event(NamedTuple):
@@ -77,16 +77,15 @@ def read_events(
 
     limit, bytes_max: reading ends with the entry in which one of them is reached. So there is at least one entry.
     """
-    marks = ", ".join("?" * len(topics))
-    cursor.execute(
-        f"SELECT id, topic, key, kind, size, value FROM events WHERE id >= ? AND topic IN ({marks}) ORDER BY id",  # noqa: S608 - question marks only
-        (first_id(after + 1), *topics),
-    )
-    events, size = list[Event](), 0
-    for id_, topic, key, kind, event_bytes, value in cursor:
-        index, number = divmod(id_, ROWS_PER_INDEX)
-        if (len(events) >= limit or size >= bytes_max) and index != events[-1].index:
+    cursor.execute('SELECT "index", size, topics, changed FROM events WHERE "index" > ? ORDER BY "index"', (after,))
+    events, size, wanted = list[Event](), 0, set(topics)
+    for index, entry_bytes, found, changed in cursor:
+        if wanted.isdisjoint(found.split(",")):
+            continue
+        if len(events) >= limit or size >= bytes_max:
             return events[-1].index, events
-        size += event_bytes
-        events.append(Event(index, number, topic, key, kind, value))
+        size += entry_bytes
+        for number, change in enumerate(unpack_changes(changed)):
+            if change.topic in wanted:
+                events.append(Event(index, number, change.topic, change.key, change.kind, change.value))
     return 0, events

@@ -64,11 +64,16 @@ class Model:
             self.sessions.popitem(last=False)
         return "ok", self.index
 
-    def command(
-        self, session: int, number: int, ack_below: int, at_ms: int, command: Command, *, follows: bool = False
-    ) -> tuple[str, Any]:
-        """follows: another one in its entry."""
-        self.index += not follows
+    def command(self, session: int, number: int, ack_below: int, at_ms: int, command: Command) -> tuple[str, Any]:
+        return self.bundle((session, number, ack_below, at_ms, command))[0]
+
+    def bundle(self, *commands: tuple[int, int, int, int, Command]) -> list[tuple[str, Any]]:
+        self.index += 1
+        replies = [self._command(*command) for command in commands]
+        self._evict()
+        return replies
+
+    def _command(self, session: int, number: int, ack_below: int, at_ms: int, command: Command) -> tuple[str, Any]:
         if session == 0:
             if not command.is_repeatable:
                 return self._audited(command, ("no", "SESSION_NEEDED"))
@@ -98,6 +103,9 @@ class Model:
     def _audited(self, command: Command, reply: tuple[str, Any]) -> tuple[str, Any]:
         code = "OK" if reply[0] == "ok" else reply[1]
         self.audit.append((self.index, command.operation(), command.target, code))
+        return reply
+
+    def _evict(self) -> None:
         most = self.settings["events_max"][0]
         if len(self.events) > most:
             while len(self.events) > most - most // SLACK and (first := self.events[0][0]) != self.events[-1][0]:
@@ -105,8 +113,8 @@ class Model:
                 self.events = [event for event in self.events if event[0] != first]
         most = self.settings["audit_max"][0]
         if len(self.audit) > most:
-            self.audit = self.audit[len(self.audit) - (most - most // SLACK) :]
-        return reply
+            while len(self.audit) > most - most // SLACK and self.audit[0][0] != self.audit[-1][0]:
+                self.audit = [row for row in self.audit if row[0] != self.audit[0][0]]
 
     # ----------------------------------------------------------------- commands, one event for each change
 

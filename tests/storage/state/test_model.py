@@ -102,8 +102,7 @@ class State(RuleBasedStateMachine):
         session = self.opened[-1]
         numbered = list(enumerate(commands, number))
         self.log.bundle(*((command, session, at, 0, 7) for at, command in numbered))
-        for at, command in numbered:
-            self.expected.append(self.model.command(session, at, 0, 7, command, follows=at > number))
+        self.expected += self.model.bundle(*((session, at, 0, 7, command) for at, command in numbered))
 
     @rule()
     def noop(self) -> None:
