@@ -128,7 +128,7 @@ class Executor:
         command, at_ms = envelope.command, envelope.at_ms
         decision = self._machine.decide(self._tables, Moment(index, at_ms), envelope.session, command)
         reply = decision.reply
-        code = reply.code if isinstance(reply, No) else DONE
+        code = reply.code if type(reply) is No else DONE
         self._decided.append(Decided(at_ms, envelope.actor, self._operations[type(command)], command.target, code))
         self._carry_out(decision, index)
         return encode_reply(reply)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
+from msgspec import Struct
 
 from conveyord.core.state.rows import Change
 
@@ -21,7 +22,7 @@ EVENTS = "INSERT INTO events VALUES (?, ?, ?, ?, ?)"
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class Decided(NamedTuple):
+class Decided(Struct, frozen=True, array_like=True, gc=False):
     """A command that was decided on: `AuditRow` without its index."""
 
     at_ms: int
@@ -56,16 +57,11 @@ def unpack_decided(data: bytes) -> list[Decided]:
 
 def pack_changes(changes: Sequence[Change]) -> Changes:
     """A row of `events`."""
-    size = sum([size_of(change) for change in changes])
+    bytes_ = sum([len(change.key) + (len(change.value) if change.value is not None else 0) for change in changes])
     topics = ",".join(sorted({change.topic for change in changes}))
-    return Changes(len(changes), size, topics, _encode(changes))
+    return Changes(len(changes), EVENT_BYTES * len(changes) + bytes_, topics, _encode(changes))
 
 
 def unpack_changes(data: bytes) -> list[Change]:
     """Those of the blob of a row."""
     return _decode_changes(data)
-
-
-def size_of(change: Change) -> int:
-    """What an event counts for."""
-    return EVENT_BYTES + len(change.key) + (len(change.value) if change.value is not None else 0)

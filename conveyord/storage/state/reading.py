@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Generic, NamedTuple, Self, TypeVar
 
+from msgspec.structs import astuple
+
 from conveyord.core.errors import ConfigError
 from conveyord.core.raft.membership import Membership
 from conveyord.core.state.commands import Command
@@ -169,7 +171,7 @@ class StateView:
             for at, decided in cursor:
                 if len(rows) >= limit:
                     return Answer(index, Page(tuple(rows), more=True))
-                rows += [AuditRow(at, *one) for one in reversed(unpack_decided(decided))]
+                rows += [AuditRow(at, *astuple(one)) for one in reversed(unpack_decided(decided))]
             return Answer(index, Page(tuple(rows), more=False))
 
     def may_propose(self, session: int, command: Command) -> No | None:
