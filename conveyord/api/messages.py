@@ -305,7 +305,7 @@ class TokenDeleteRequest(Request, frozen=True, kw_only=True):
 
 
 class AuditList(Read, frozen=True, kw_only=True):
-    """What was asked of the cluster, the newest first. before: an index."""
+    """What was asked of the cluster, the newest first. before: an index. limit: a page ends behind all of one index."""
 
     before: Index | None = None
     limit: PageSize = 100

@@ -87,7 +87,8 @@ TOKEN_DELETE = Operation(
     "Remove a token that was revoked or has expired.", is_read=False, is_idempotent=False,
 )  # fmt: skip
 AUDIT_LIST = Operation(
-    "audit.list", "GET", "/audit", m.AuditList, m.Audit, ADMIN, "What was asked of the cluster, the newest first.",
+    "audit.list", "GET", "/audit", m.AuditList, m.Audit, ADMIN,
+    "What was asked of the cluster, the newest first; a page ends behind an index.",
     topics=(CLUSTER, SETTINGS, MEMBERS, CONFIG, TOKENS),
 )  # fmt: skip
 EVENTS_AFTER = Operation(
