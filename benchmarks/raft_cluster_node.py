@@ -47,7 +47,7 @@ from conveyord.storage.state_store.replica import Replica
 from conveyord.storage.state_store.store import StateStore
 
 OPTIONS = Options(election_timeout_seconds=1.0, heartbeat_seconds=0.2)
-POLICY = Policy(every_bytes=10 << 20, kept_bytes=700 << 10)  # of the default, 32 and 8 MiB, a round would see none
+POLICY = Policy(every_bytes=10 << 20, kept_bytes=700 << 10)  # of the default, 64 and 16 MiB, a round would see none
 PUT, READ, LOAD, LEADS = "bench.put", "bench.read", "bench.load", "bench.leads"
 APPLIED, BUSY, TRANSFER, STALL = "bench.applied", "bench.busy", "bench.transfer", "bench.stall"
 KEYS = 1_000

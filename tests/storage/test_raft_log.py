@@ -232,6 +232,23 @@ class TestSpace:
         assert left == [80, 70, 60, 50, 40, 30, 20, 10, 5, 5]
         log.close()
 
+    def test_of_large_entries_a_slice_has_fewer(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(writing, "SWEEP_BYTES", 2_000)
+        log, model = opened(tmp_path), Model()
+        log.load(0)
+        appended(log, model, [900] * 12)
+        log.compact(model.mark(10), model.members)
+        left = list[int]()
+        for _ in range(4):
+            ((count,),) = log._connection.execute("SELECT count(*) FROM entries").fetchall()
+            left.append(count)
+            log.write(Write(0, HardState(1, "n1", len(left)), None, (), None))
+        appended(log, model, [2_000])  # twice as much goes
+        ((count,),) = log._connection.execute("SELECT count(*) FROM entries").fetchall()
+        assert left == [9, 6, 3, 2]
+        assert count == 3
+        log.close()
+
     def test_a_compaction_that_is_old_does_nothing(self, tmp_path: Path) -> None:
         log, model = opened(tmp_path), Model()
         log.load(0)

@@ -10,7 +10,13 @@ from conveyord.cli.ctl.output import Column, moment, show
 
 @click.command("audit-log")
 @click.option("--before", type=click.IntRange(0), metavar="INDEX", help="What came before that index.")
-@click.option("--limit", type=click.IntRange(1, 1_000), default=100, show_default=True, help="So many at most.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1_000),
+    default=100,
+    show_default=True,
+    help="So many, and what else has the last index.",
+)
 @reads
 @asks_nodes()
 def audit_log(before: int | None, limit: int, asking: Asking, reading: Reading, output: str) -> None:

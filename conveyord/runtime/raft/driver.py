@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from itertools import groupby
 from typing import NamedTuple
 
 import structlog
@@ -125,6 +125,7 @@ class Driver:
         self._proposals = Proposals()
         self._asked: list[Asked] = []
         self._answers: dict[int, Answer] = {}
+        self._bundles: dict[int, list[int]] = {}  # the commands of each, by the number that stands for them
         self._number = 0
         self._readers = _Readers()
         self._has_readers = False
@@ -342,20 +343,17 @@ class Driver:
         self._note(self.standing)
 
     def _propose(self, now: float) -> None:
-        """All that was asked, in as few entries as may be."""
+        """All that was asked, in as few entries as may be. Those about one object stay in their order."""
         asked, self._asked = self._asked, []
-        alone, bundles = list[tuple[int, bytes]](), list[tuple[int, bytes]]()
-        for bundle in bundled(asked):
-            if len(bundle) == 1:
-                alone.append((bundle[0].number, bundle[0].command))
-                continue
-            self._number += 1
-            self._answers[self._number] = partial(self._answer_all, [one.number for one in bundle])
-            bundles.append((self._number, pack([one.command for one in bundle])))
-        if bundles:
-            self._node.step(Propose(tuple(bundles), Kind.BUNDLE), now)
-        if alone:
-            self._node.step(Propose(tuple(alone)), now)
+        for kind, bundles in groupby(bundled(asked), lambda bundle: Kind.COMMAND if len(bundle) == 1 else Kind.BUNDLE):
+            self._node.step(Propose(tuple(map(self._proposal, bundles)), kind), now)
+
+    def _proposal(self, bundle: Sequence[Asked]) -> tuple[int, bytes]:
+        if len(bundle) == 1:
+            return bundle[0].number, bundle[0].command
+        self._number += 1
+        self._bundles[self._number] = [one.number for one in bundle]
+        return self._number, pack([one.command for one in bundle])
 
     def _do(self, ready: Ready) -> None:
         """Threads last: as soon as one has something to do, this one shares the interpreter with it."""
@@ -433,12 +431,16 @@ class Driver:
     # -------------------------------------------------------------------------- what comes of it
 
     def _answer(self, number: int, outcome: Outcome) -> None:
+        numbers = self._bundles.pop(number, None)
+        if numbers is not None:
+            self._answer_all(numbers, outcome)
+            return
         answer = self._answers.pop(number, None)
         if answer is not None:
             answer(outcome)
 
     def _answer_all(self, numbers: Sequence[int], outcome: Outcome) -> None:
-        """The commands of a bundle, by that of its entry."""
+        """The commands of a bundle, by the outcome of its entry."""
         if isinstance(outcome, Done):
             for number, reply in zip(numbers, unpack(outcome.reply), strict=True):
                 self._answer(number, Done(outcome.index, reply))
@@ -448,6 +450,7 @@ class Driver:
 
     def _tell_all(self, outcome: Outcome) -> None:
         answers, self._answers = self._answers, {}
+        self._bundles.clear()
         for answer in answers.values():
             answer(outcome)
 

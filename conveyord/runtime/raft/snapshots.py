@@ -29,9 +29,9 @@ class Policy:
     """
 
     every_entries: int = 50_000
-    every_bytes: int = 32 << 20
+    every_bytes: int = 64 << 20
     kept_entries: int = 10_000
-    kept_bytes: int = 8 << 20
+    kept_bytes: int = 16 << 20
 
 
 class Snapshots:
@@ -118,9 +118,9 @@ class Snapshots:
     async def take(self) -> int:
         """Take one, and let the log be compacted behind it. Returns its index."""
         async with self._taking:
-            self._taken_bytes = self._bytes
+            applied_bytes = self._bytes
             mark = await trio.to_thread.run_sync(self._state.take_snapshot)
-        self._taken_index = max(self._taken_index, mark.index)
+        self._taken_index, self._taken_bytes = max(self._taken_index, mark.index), applied_bytes
         index = min(mark.index, max(mark.index - self._policy.kept_entries, self._kept_after))
         state = self._node.state
         log.info("a snapshot was taken", index=mark.index, log_begins_after=max(index, state.log.base.index))

@@ -12,18 +12,19 @@ import apsw
 from conveyord.core.errors import Corrupt, Refused
 from conveyord.core.raft.membership import Membership, encode
 from conveyord.core.raft.messages import Write
-from conveyord.core.raft.types import Entry, Mark
+from conveyord.core.raft.types import ENTRY_BYTES, Entry, Mark, size_of
 from conveyord.storage.many_rows import insert
 from conveyord.storage.raft_log.database import SET_HEAD
 from conveyord.storage.raft_log.head import Head, row_of
 
 SWEEP_ENTRIES = 1000  # compacted entries that one transaction deletes at least: some half a millisecond
-SWEEP_FACTOR = 2  # and for each new entry this many, so that sweeping keeps up with any rate
+SWEEP_BYTES = 1 << 20  # unless they have more than this
+SWEEP_FACTOR = 2  # and so many times what is new, so that sweeping keeps up with any rate
 
 INSERT = 'INSERT INTO entries ("index", term, kind, data, crc, chain) VALUES (?, ?, ?, ?, ?, ?)'
 TRUNCATE = 'DELETE FROM entries WHERE "index" >= ?'
 SWEEP = 'DELETE FROM entries WHERE "index" < ?'
-OLDEST = 'SELECT "index" FROM entries WHERE "index" < ? ORDER BY "index" LIMIT 1'
+OLDEST = 'SELECT "index", length(data) FROM entries WHERE "index" < ? ORDER BY "index" LIMIT ?'
 PLACE = 'SELECT term, chain FROM entries WHERE "index" = ?'
 
 
@@ -97,13 +98,16 @@ def commit(connection: apsw.Connection, step: Step, *, sweeps: bool) -> bool:
 
 def _sweep(connection: apsw.Connection, step: Step) -> bool:
     end = step.head.base.index + 1
-    oldest = connection.execute(OLDEST, (end,)).fetchall()
-    if not oldest:
-        return False
-    first = cast(int, oldest[0][0])
-    sweep_end = first + max(SWEEP_ENTRIES, SWEEP_FACTOR * len(step.entries))
-    connection.execute(SWEEP, (min(end, sweep_end),))
-    return sweep_end < end
+    entries_max = max(SWEEP_ENTRIES, SWEEP_FACTOR * len(step.entries))
+    left_bytes = max(SWEEP_BYTES, SWEEP_FACTOR * size_of(step.entries))
+    sweep_end = 0
+    for index, data_bytes in connection.execute(OLDEST, (end, entries_max)):
+        sweep_end = cast(int, index) + 1
+        left_bytes -= ENTRY_BYTES + cast(int, data_bytes)
+        if left_bytes <= 0:
+            break
+    connection.execute(SWEEP, (sweep_end,))
+    return 0 < sweep_end < end
 
 
 def _place(connection: apsw.Connection, head: Head, index: int) -> Mark:

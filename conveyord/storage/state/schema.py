@@ -109,12 +109,13 @@ def pack_entries(database: Database) -> None:
     """What an entry decided is a row, and so is what it changed: there may be many commands in one."""
     for statement in _PACKED.split(";\n")[:-1]:
         database.execute(statement)
-    audit = database.execute('SELECT "index", at_ms, actor, operation, target, code FROM former_audit').fetchall()
-    database.conn.executemany(AUDIT, [(index, 1, pack_decided([Decided(*row)])) for index, *row in audit])
-    events = database.execute("SELECT id / 4096, topic, key, kind, value FROM former_events ORDER BY id").fetchall()
-    for index, rows in groupby(events, lambda row: int(row[0])):
-        changes = [Change(*row[1:]) for row in rows]
-        database.conn.execute(EVENTS, (index, *pack_changes(changes)))
+    audit = database.execute('SELECT "index", at_ms, actor, operation, target, code FROM former_audit')
+    database.conn.executemany(AUDIT, ((index, 1, pack_decided([Decided(*row)])) for index, *row in audit))
+    events = database.execute("SELECT id / 4096, topic, key, kind, value FROM former_events ORDER BY id")
+    entries = groupby(events, lambda row: int(row[0]))
+    database.conn.executemany(
+        EVENTS, ((index, *pack_changes([Change(*row[1:]) for row in rows])) for index, rows in entries)
+    )
     database.execute("DROP TABLE former_audit")
     database.execute("DROP TABLE former_events")
 

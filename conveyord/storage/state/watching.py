@@ -77,14 +77,16 @@ def read_events(
 
     limit, bytes_max: reading ends with the entry in which one of them is reached. So there is at least one entry.
     """
-    cursor.execute('SELECT "index", size, topics, changed FROM events WHERE "index" > ? ORDER BY "index"', (after,))
     events, size, wanted = list[Event](), 0, set(topics)
-    for index, entry_bytes, found, changed in cursor:
+    rows = cursor.execute('SELECT "index", size, topics FROM events WHERE "index" > ? ORDER BY "index"', (after,))
+    blobs = cursor.connection.cursor()  # of those that are wanted only
+    for index, entry_bytes, found in rows:
         if wanted.isdisjoint(found.split(",")):
             continue
         if len(events) >= limit or size >= bytes_max:
             return events[-1].index, events
         size += entry_bytes
+        (changed,) = blobs.execute('SELECT changed FROM events WHERE "index" = ?', (index,)).fetchone()
         for number, change in enumerate(unpack_changes(changed)):
             if change.topic in wanted:
                 events.append(Event(index, number, change.topic, change.key, change.kind, change.value))

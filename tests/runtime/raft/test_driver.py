@@ -13,12 +13,12 @@ import pytest
 import trio
 import trio.testing
 
-from conveyord.core.errors import Corrupt, Refused, Retryable
-from conveyord.core.raft.membership import Change, Standing
+from conveyord.core.errors import Corrupt, Refused, Retryable, StorageFull
+from conveyord.core.raft.membership import Change, Membership, Standing
 from conveyord.core.raft.messages import Dropped, Heartbeat, NotLeader
 from conveyord.core.raft.state import Role
 from conveyord.core.raft.types import Entry, Kind, Mark, make_entry
-from conveyord.runtime.raft import driver
+from conveyord.runtime.raft import driver, snapshots
 from conveyord.runtime.raft.driver import COMMAND_BYTES_MAX, TICK
 from conveyord.runtime.raft.outcomes import Done, Outcome, Unknown
 from conveyord.runtime.raft.ports import StatePort
@@ -97,6 +97,34 @@ async def test_commands_about_different_objects_share_an_entry(tmp_path: Path) -
         assert index[5] not in {index[1], index[4]}
         assert driver.standing.commit == before + 3
         await rig.agree({1: 1, 2: 2, 4: 7, 9: 5})
+
+
+async def test_commands_about_one_object_stay_in_their_order(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "a") as rig:
+        driver = await rig.leader()
+        session, done = await opened(driver), list[Outcome]()
+        for number, key in enumerate((1, 1, 2, 1, 3, 3), 1):
+            data = command(session, number, 1, ("write", key, number))
+            driver.propose(data, done.append, about=str(key))
+        with trio.fail_after(WAIT_SECONDS):
+            await driver.until(lambda _: len(done) == 6)
+        await rig.agree({1: 4, 2: 3, 3: 6})
+
+
+async def test_of_commands_that_nobody_waits_for_nothing_is_left(tmp_path: Path) -> None:
+    async with cluster(tmp_path, *NAMES) as rig:
+        old = await rig.leader()
+        session = await opened(old)
+        rig.wires.cut_off(old.node_id)
+        for number in (1, 2, 3):
+            old.forget(old.propose(command(session, number, 1, ("write", number, 1)), print, about=str(number)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not old._answers
+        await rig.leader(but=old.node_id)
+        rig.wires.cuts.clear()
+        with trio.fail_after(WAIT_SECONDS):
+            while old._bundles:
+                await trio.sleep(0.01)
 
 
 async def test_of_a_bundle_that_is_lost_each_command_is_told_so(tmp_path: Path) -> None:
@@ -375,14 +403,60 @@ async def test_members_take_their_snapshots_at_different_times(tmp_path: Path) -
 async def test_few_entries_are_compacted_too_if_there_is_much_in_them(tmp_path: Path) -> None:
     """And so much is kept for who is a little late."""
     policy = Policy(every_bytes=4_000, kept_bytes=1_000)
-    async with cluster(tmp_path, *NAMES, policy=policy) as rig:
+    async with cluster(tmp_path, "a", policy=policy) as rig:
         leader = await rig.leader()
-        session = await opened(leader)
+        session, log = await opened(leader), leader._node.state.log
+        kept, compact = list[int](), leader._disk.compact
+
+        def noted(behind: Mark, index: int, members: Membership) -> None:
+            kept.append(log.size(index + 1, behind.index + 1))
+            compact(behind, index, members)
+
+        leader._disk.compact = noted  # type: ignore[method-assign]
         for number in range(1, 201):
             assert isinstance(await written(leader, session, number, 1, number), Done)
         await compacted(leader, 100)
-        log = leader._node.state.log
-        assert log.size(log.base.index + 1, log.last + 1) >= policy.kept_bytes
+    assert len(kept) >= 3
+    assert all(700 <= size <= 1_200 for size in kept[1:]), kept
+
+
+async def test_a_snapshot_that_is_due_by_bytes_and_could_not_be_taken_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "AGAIN_SECONDS", 0.01)
+    states = list[FullDisk]()
+
+    def full(state: StatePort) -> StatePort:
+        states.append(FullDisk(state))
+        return states[-1]  # type: ignore[return-value]
+
+    async with cluster(tmp_path, "a", policy=Policy(every_bytes=40_000), state_of=full) as rig:
+        leader = await rig.leader()
+        session, number = await opened(leader), 0
+        with trio.fail_after(WAIT_SECONDS):
+            while states[0].asked < 2:
+                number += 1
+                assert isinstance(await written(leader, session, number, 1, number), Done)
+                if states[0].asked:
+                    await trio.sleep(0.02)
+        assert number * 80 < 60_000, "not only when as much was applied again"
+
+
+class FullDisk:
+    """A state that has no room for its first snapshot."""
+
+    def __init__(self, state: StatePort) -> None:
+        self._state = state
+        self.asked = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._state, name)
+
+    def take_snapshot(self) -> Mark:
+        self.asked += 1
+        if self.asked == 1:
+            raise StorageFull("no room; free space")
+        return self._state.take_snapshot()
 
 
 async def test_leadership_is_handed_over(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from conveyord.storage.state.reading import Answer, Page, StateView
 from conveyord.storage.state.schema import MIGRATIONS
 from conveyord.storage.state.tables import PUT
 from conveyord.storage.state.totals import Totals
-from conveyord.storage.state.watching import Compacted, Events
+from conveyord.storage.state.watching import Compacted, Event, Events
 from conveyord.storage.state_store.store import StateStore
 from tests.storage.state.rig import FEW, SESSIONS_MAX, WINDOW, Client, Log, Node, told
 from tests.unit.state.rig import join
@@ -291,14 +291,30 @@ def test_the_columns_of_a_table_are_the_fields_of_its_rows(node: Node) -> None:
             assert columns[len(fields) :] == (["only"] if table == "cluster" else [])
 
 
-def test_the_audit_of_a_state_that_had_a_row_for_each_index_is_read_on(tmp_path: Path) -> None:
+def test_a_state_of_before_there_were_bundles_is_read_on(tmp_path: Path) -> None:
     with closing(StateStore.open(tmp_path, migrations=MIGRATIONS[:1])) as store:
         path = store.path
+    events = [
+        (3 * 4096, "config", "k", "put", 64 + 2, b"v"),
+        (5 * 4096, "standings", "a", "put", 64 + 6, b"voter"),
+        (5 * 4096 + 1, "config", "k", "delete", 64 + 1, None),
+    ]
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("INSERT INTO audit VALUES (7, 5, 'someone', 'config.put', 'k', 'OK')")
+        connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", events)
+        connection.execute("INSERT INTO topics VALUES ('config', 5, 0), ('standings', 5, 0)")
         connection.execute('UPDATE raft_applied SET "index" = 7')
-    with closing(StateStore.open(tmp_path, migrations=MIGRATIONS)), StateView(tmp_path) as view:
+    with closing(StateStore.open(tmp_path, migrations=MIGRATIONS)) as store, StateView(tmp_path) as view:
         assert view.audit() == Answer(7, Page((AuditRow(7, 5, "someone", "config.put", "k", "OK"),), more=False))
+        assert told(view, 0) == [
+            Event(3, 0, "config", "k", "put", b"v"),
+            Event(5, 0, "standings", "a", "put", b"voter"),
+            Event(5, 1, "config", "k", "delete", None),
+        ]
+        assert [event.key for event in told(view, 0, ["standings"])] == ["a"]
+        with store.reader() as reader:
+            totals = Totals(reader.connection.cursor())
+    assert (totals.events, totals.event_bytes, totals.audit) == (3, 3 * 64 + 2 + 6 + 1, 1)
 
 
 def test_commands_of_one_entry_are_each_decided_on_after_those_before(tmp_path: Path) -> None:
