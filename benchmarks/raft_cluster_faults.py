@@ -9,13 +9,13 @@ from itertools import pairwise
 
 import trio
 
-from benchmarks.raft_cluster_node import APPLIED, OPTIONS, PUT, STALL, TRANSFER
+from benchmarks.raft_cluster_node import OPTIONS, PUT, STALL, TRANSFER
 from benchmarks.raft_cluster_processes import CALL_SECONDS, NAMES, WAIT_SECONDS, Cluster, Intervals, percentile, spent
 from conveyord.runtime.rpc.connection import Connection
 
 CLIENTS = 8
 CALM_SECONDS = 0.5
-BEHIND_ENTRIES = 40_000  # more than the log keeps: who misses them needs a snapshot
+BEHIND_COMMANDS = 40_000  # more than the log keeps: who misses them needs a snapshot
 OUTSTANDING = 64
 PART_SECONDS = 1.0
 
@@ -94,10 +94,9 @@ async def snapshots(cluster: Cluster, into: Latencies) -> None:
     leader = await cluster.leader()
     late = _other(leader)
     cluster.pause(late)
-    async with cluster.connected(leader) as connection:
-        end = BEHIND_ENTRIES + int((await connection.call(APPLIED, deadline_seconds=CALL_SECONDS)).payload)
-        while int((await connection.call(APPLIED, deadline_seconds=CALL_SECONDS)).payload) < end:
-            await cluster.load(leader, PUT, 256, PART_SECONDS)
+    missed = 0
+    while missed < BEHIND_COMMANDS:
+        missed += len(await cluster.load(leader, PUT, 256, PART_SECONDS))
     cluster.go_on(late)
     since, found, busy = time.monotonic(), Intervals(), Intervals()
     with trio.fail_after(WAIT_SECONDS):

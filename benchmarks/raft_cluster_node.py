@@ -49,7 +49,7 @@ from conveyord.storage.state_store.store import StateStore
 OPTIONS = Options(election_timeout_seconds=1.0, heartbeat_seconds=0.2)
 POLICY = Policy(every_bytes=10 << 20, kept_bytes=700 << 10)  # of the default, 64 and 16 MiB, a round would see none
 PUT, READ, LOAD, LEADS = "bench.put", "bench.read", "bench.load", "bench.leads"
-APPLIED, BUSY, TRANSFER, STALL = "bench.applied", "bench.busy", "bench.transfer", "bench.stall"
+BUSY, TRANSFER, STALL = "bench.busy", "bench.transfer", "bench.stall"
 KEYS = 1_000
 VALUE = random.Random(0).randbytes(200)
 REQUESTS = [Request(ConfigPut(f"k{number}", VALUE, None), "bench", 0) for number in range(KEYS)]
@@ -149,7 +149,6 @@ class Node:
         handlers.unary(READ, self.read)
         handlers.unary(LOAD, self.load)
         handlers.inline(LEADS, lambda _: b"1" if self._driver.standing.role is Role.LEADER else b"")
-        handlers.inline(APPLIED, lambda _: b"%d" % self._driver.standing.applied)
         handlers.inline(BUSY, lambda _: msgspec.json.encode(self._busy))
         handlers.inline(TRANSFER, self.transfer)
         handlers.inline(STALL, self.stall)
