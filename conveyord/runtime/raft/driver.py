@@ -458,7 +458,7 @@ class Driver:
         self.tell(Applied(entries[-1].index))
         if self._proposals.wait_for(entries[0].index, entries[-1].index):  # none does if all was tried out before
             self._reply(entries, replies)
-        self._snapshots.applied(entries)
+        self._snapshots.applied(entries[-1].index)
 
     def _on_tried(self, entries: Sequence[Entry], replies: Sequence[bytes]) -> None:
         if self._node.state.role is Role.LEADER:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -12,20 +11,19 @@ import trio
 from conveyord.core.errors import ConveyordError, Corrupt, Retryable
 from conveyord.core.raft.messages import Event, SnapshotSent
 from conveyord.core.raft.node import RaftNode
-from conveyord.core.raft.types import Entry, NodeId, size_of
+from conveyord.core.raft.types import ENTRY_BYTES, NodeId
 from conveyord.runtime.raft.disk import Disk
 from conveyord.runtime.raft.ports import SnapshotSource, StatePort, Transport
 
 log = structlog.get_logger(__name__)
 
 AGAIN_SECONDS = 60.0  # after a snapshot could not be taken
-KEPT_STEPS = 64  # in which what is kept is measured
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """every_*: from one to the next, whatever comes first. kept_*: that stay in the log behind it at most, for nodes
-    that are a little late. Bytes are those of entries by `size_of`, about.
+    that are a little late. How many entries so many bytes are is judged by those in memory (`Log.window_bytes`).
     """
 
     every_entries: int = 50_000
@@ -56,10 +54,6 @@ class Snapshots:
         self._due = trio.Event()
         self._taking = trio.Lock()
         self._taken_index = node.state.log.base.index
-        self._bytes = node.state.log.window_bytes  # that were applied since the log begins, or about
-        self._taken_bytes = 0
-        self._steps = deque([(node.state.applied, self._bytes)])
-        self._kept_after = self._taken_index  # more bytes were applied since than are kept
         self._asked: dict[NodeId, int] = {}
         self._news = trio.Event()
         self._streams: dict[NodeId, trio.CancelScope] = {}
@@ -79,29 +73,30 @@ class Snapshots:
 
     # -------------------------------------------------------------------------- taking
 
-    def applied(self, entries: Sequence[Entry]) -> None:
-        """The state has these too."""
-        policy, index = self._policy, entries[-1].index
-        self._bytes += size_of(entries)
-        if not self._steps or self._bytes - self._steps[-1][1] >= policy.kept_bytes // KEPT_STEPS:
-            self._steps.append((index, self._bytes))
-        while self._steps and self._bytes - self._steps[0][1] >= policy.kept_bytes:
-            self._kept_after = self._steps.popleft()[0]
-        is_due = self._round(index, policy.every_entries) > self._round(self._taken_index, policy.every_entries)
-        if is_due or self._round(self._bytes, policy.every_bytes) > self._round(self._taken_bytes, policy.every_bytes):
+    def applied(self, index: int) -> None:
+        """The state has entries up to this one."""
+        every = self._policy.every_entries
+        if (fits := self._entries_of(self._policy.every_bytes)) < every:
+            every = 1 << max(0, fits.bit_length() - 1)  # a power of two: members that judge a little otherwise agree
+        if self._round(index, every) > self._round(self._taken_index, every):
             self._due.set()
 
-    def _round(self, place: int, every: int) -> int:
-        """Snapshots that are due until a place. Members take theirs at different ones: not all are busy with it at
+    def _entries_of(self, size: int) -> int:
+        """How many entries have so many bytes, about."""
+        log = self._node.state.log
+        return size * max(1, log.last + 1 - log.window) // max(ENTRY_BYTES, log.window_bytes)
+
+    def _round(self, index: int, every: int) -> int:
+        """Snapshots that are due until an index. Members take theirs at different ones: not all are busy with it at
         once, and a leader finds a quorum that is not.
         """
         state = self._node.state
         members = sorted(state.membership.everyone | {state.node})
-        return (place + every * members.index(state.node) // len(members)) // every
+        return (index + every * members.index(state.node) // len(members)) // every
 
     def switched(self, index: int) -> None:
         """The state is that of a snapshot."""
-        self._taken_index, self._taken_bytes = max(self._taken_index, index), self._bytes
+        self._taken_index = max(self._taken_index, index)
 
     async def _take_all(self) -> None:
         while True:
@@ -118,10 +113,9 @@ class Snapshots:
     async def take(self) -> int:
         """Take one, and let the log be compacted behind it. Returns its index."""
         async with self._taking:
-            applied_bytes = self._bytes
             mark = await trio.to_thread.run_sync(self._state.take_snapshot)
-        self._taken_index, self._taken_bytes = max(self._taken_index, mark.index), applied_bytes
-        index = min(mark.index, max(mark.index - self._policy.kept_entries, self._kept_after))
+        self._taken_index = max(self._taken_index, mark.index)
+        index = mark.index - min(self._policy.kept_entries, self._entries_of(self._policy.kept_bytes))
         state = self._node.state
         log.info("a snapshot was taken", index=mark.index, log_begins_after=max(index, state.log.base.index))
         if index > state.log.base.index:
