@@ -131,3 +131,10 @@ def test_watchers_are_told_what_became_of_a_node() -> None:
     assert decision.events == (Change(STANDINGS, "b", "delete", b"gone"),)
     state.carry_out(decision)
     assert decide_membership(state, 4, joint.left()) == Decision(Ok())
+
+
+def test_only_what_concerns_its_target_alone_shares_an_entry() -> None:
+    """The rest sees or changes more than one row, or counts rows: at one index it could not be told apart."""
+    sharing = {type(command) for command in (*REPEATABLE, *ONCE) if command.about is not None}
+    assert sharing == {ConfigPut, ConfigDelete}
+    assert all(command.about in {None, command.target} for command in (*REPEATABLE, *ONCE))
