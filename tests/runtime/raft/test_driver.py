@@ -119,6 +119,7 @@ async def test_of_commands_that_nobody_waits_for_nothing_is_left(tmp_path: Path)
         for number in (1, 2, 3):
             old.forget(old.propose(command(session, number, 1, ("write", number, 1)), print, about=str(number)))
         await trio.testing.wait_all_tasks_blocked()
+        assert old._bundles
         assert not old._answers
         await rig.leader(but=old.node_id)
         rig.wires.cuts.clear()
