@@ -1,7 +1,7 @@
 """The tables, as migrations of the state store: only ever added at the end, for ever.
 
-Rows of a table have the fields of its class in core/state/rows.py, in that order, and a test holds the two together; but
-for `audit` and `events`, whose rows are what packed.py says.
+Rows of a table have the fields of its class in core/state/rows.py, in that order, and a test holds the two together;
+those of `audit` and `events` are what packed.py says.
 """
 
 from __future__ import annotations
